@@ -1,0 +1,70 @@
+"""``python -m tunnel_lightning COMMAND``; help and version need no torch."""
+
+import os
+import sys
+
+from tunnel_lightning import __version__
+
+COMMANDS = {
+    "fit": "train a network and watch every layer; --resume RUN goes on in a run folder",
+    "validate": "accuracy of a checkpoint on the validation images",
+    "test": "accuracy of a checkpoint on the test images",
+    "predict": "class probabilities of a checkpoint for the test images",
+}
+
+USAGE = """usage: python -m tunnel_lightning COMMAND [options]
+
+See, while a network trains, what every one of its layers knows.
+
+commands:
+{commands}
+
+  COMMAND --help      all options of a command
+  --version           the version
+
+example:
+  python -m tunnel_lightning fit --config configs/resnet.yaml
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: arguments without the program's name; by default those of the process.
+
+    Returns:
+        The exit status: 0 for success, 1 for a mistake in what was asked, 2 for a mistake in how.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] == "--version":
+        print(f"tunnel_lightning {__version__}")
+        return 0
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE.format(commands="\n".join(f"  {name:<19} {text}" for name, text in COMMANDS.items())))
+        return 0
+    if argv[0] not in COMMANDS:
+        print(f"error: no command '{argv[0]}': choose one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    from tunnel_lightning.cli import run
+
+    try:
+        run(argv)
+    except (ValueError, FileNotFoundError, RuntimeError, TypeError) as error:
+        if os.environ.get("TUNNEL_TRACEBACK") or not _is_said_by_us(error):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _is_said_by_us(error: BaseException) -> bool:
+    """Whether the package itself raised the error: then its sentence says all, and a traceback would hide it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tunnel_lightning")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

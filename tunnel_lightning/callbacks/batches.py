@@ -1,0 +1,99 @@
+"""Images and labels out of anyone's batches, and repeatable batches out of anyone's loaders."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, Subset
+
+Target = int | str | Callable[[Any], Tensor] | None
+
+LABEL_KEYS = ("label", "labels", "target", "targets", "y", "class")
+IMAGE_KEYS = ("image", "images", "img", "input", "inputs", "x", "pixel_values")
+
+
+def target_of(batch: Any, target: Target = None) -> Tensor:
+    """The labels of a batch.
+
+    Args:
+        batch: what a loader yields.
+        target: an index or key into the batch, a function of it, or ``None`` for the usual places
+            (the second item; the keys ``label``, ``labels``, ``target``, ``targets``, ``y``, ``class``).
+
+    Raises:
+        ValueError: when no labels are found there.
+
+    Example:
+        >>> import torch
+        >>> target_of((torch.zeros(2, 3), torch.tensor([0, 1])))
+        tensor([0, 1])
+    """
+    if callable(target):
+        return target(batch)
+    try:
+        if target is not None:
+            return batch[target]
+        if isinstance(batch, Mapping):
+            return next(batch[key] for key in LABEL_KEYS if key in batch)
+        if isinstance(batch, Sequence) and isinstance(batch[1], Tensor):
+            return batch[1]
+    except (KeyError, IndexError, StopIteration, TypeError):
+        pass
+    found = list(batch) if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    raise ValueError(
+        f"no labels found in the batch ({found}) with target={target!r}: say where they are with "
+        "target=, an index, a key or a function of the batch"
+    )
+
+
+def images_of(batch: Any) -> Tensor:
+    """The network's input in a batch: its first item, or the first of the usual keys."""
+    if isinstance(batch, Mapping):
+        key = next((key for key in IMAGE_KEYS if key in batch), None)
+        if key is None:
+            raise ValueError(f"no images found in the batch: none of the keys {list(batch)} is one of {IMAGE_KEYS}")
+        return batch[key]
+    return batch[0] if isinstance(batch, Sequence) else batch
+
+
+def first_of(loaders: Any) -> Any:
+    """The first loader of a loader, a list or a dict of loaders (the in-distribution one), or ``None``."""
+    if isinstance(loaders, Mapping):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        return first_of(loaders[0]) if loaders else None
+    return loaders
+
+
+def fixed_batches(loader: Any, limit: int | None, rank: int = 0, world_size: int = 1) -> Iterable[Any]:
+    """The same images in the same order each time, spread evenly over the loader's data set.
+
+    The loader itself and its sampler are not touched: nothing of their random state is drawn. Each process
+    gets its own share and no image comes twice.
+
+    Args:
+        loader: a loader with a ``fixed`` method, or a torch ``DataLoader`` over a map-style data set.
+        limit: number of images over all processes; ``None`` for all.
+        rank: this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: for a loader that can't be read by index.
+    """
+    if hasattr(loader, "fixed"):
+        return loader.fixed(limit, rank=rank, world_size=world_size)
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            f"a profile reads the same images each time, and {type(loader).__name__} can't be read by index: "
+            "give a DataLoader over a data set with __len__ and __getitem__"
+        )
+    size = len(loader.dataset)  # type: ignore[arg-type]
+    count = size if limit is None else min(limit, size)
+    indices = np.linspace(0, size - 1, count).round().astype(int)[rank::world_size]
+    return DataLoader(
+        Subset(loader.dataset, indices.tolist()),
+        batch_size=loader.batch_size or 128,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+    )

@@ -1,0 +1,128 @@
+"""Transfer of every layer to other data sets, at each profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from tunnel_lightning.callbacks.base import LayerCallback
+from tunnel_lightning.callbacks.batches import Target, first_of
+from tunnel_lightning.callbacks.probes import ridge_heads
+from tunnel_lightning.callbacks.schedule import Schedule
+from tunnel_lightning.callbacks.watch import Profile, Request, Source
+from tunnel_lightning.measures import Moments, ProbeAccuracy
+from tunnel_lightning.taps import Tap, TapSpec
+
+
+@dataclass
+class TransferOptions:
+    """Options of :class:`TransferMonitor`.
+
+    Args:
+        ood: the other data sets, as datamodules; each is shown at the network's image size and channels.
+        fit_images: training images of each set the ridge probes are fitted on.
+        eval_images: test images of each set they are scored on; ``null`` for all.
+        alpha: ridge penalty, relative to the number of images.
+    """
+
+    ood: list[LightningDataModule] = field(default_factory=list)
+    fit_images: int = 10_000
+    eval_images: int | None = 10_000
+    alpha: float = 1e-3
+
+
+class TransferMonitor(LayerCallback):
+    """The live out-of-distribution curve: how well each layer's features serve other data sets.
+
+    On each set a ridge probe per layer is fitted on frozen features of its training images and scored on its
+    test images (Masarczyk et al. 2023; Harun et al. 2024).
+
+    Args:
+        ood: the other data sets, as datamodules with ``num_classes``.
+        fit_images: training images of each set the probes are fitted on.
+        eval_images: test images of each set they are scored on; ``None`` for all.
+        alpha: ridge penalty, relative to the number of images.
+        taps: see :class:`LayerCallback`.
+        profile: see :class:`LayerCallback`.
+        target: see :class:`LayerCallback`.
+        num_classes: see :class:`LayerCallback`.
+
+    Raises:
+        ValueError: without a data set, or for one that does not say its number of classes.
+
+    Example:
+        >>> from tunnel_lightning.data import Digits  # doctest: +SKIP
+        >>> TransferMonitor(ood=[Digits()])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        ood: Sequence[LightningDataModule],
+        fit_images: int = TransferOptions.fit_images,
+        eval_images: int | None = TransferOptions.eval_images,
+        alpha: float = TransferOptions.alpha,
+        taps: TapSpec | None = None,
+        profile: Schedule | None = None,
+        target: Target = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(taps, profile, target, num_classes)
+        if not ood:
+            raise ValueError("TransferMonitor needs at least one data set: ood=[Digits()]")
+        for data in ood:
+            if getattr(data, "num_classes", None) is None:
+                raise ValueError(f"the transfer set {type(data).__name__} does not say its num_classes")
+        self.options = TransferOptions(list(ood), fit_images, eval_images, alpha)
+        self._loaders: dict[str, tuple[Any, Any]] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Join the other callbacks, and get the sets ready so that a missing one stops the run at its start."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        if trainer.is_global_zero:
+            for data in self.options.ood:
+                data.prepare_data()
+        trainer.strategy.barrier("transfer sets are there")
+
+    def begin(self) -> None:
+        """Show the sets as the network takes its input, and make their loaders."""
+        watch = self.watch
+        network_data = watch.trainer.datamodule  # type: ignore[attr-defined]
+        for data in self.options.ood:
+            if hasattr(data, "adapt"):
+                data.adapt(
+                    watch.taps.input.shape,
+                    mean=getattr(network_data, "mean", None),
+                    std=getattr(network_data, "std", None),
+                )
+            data.setup("fit")
+            data.setup("test")
+            name = getattr(data, "name", None) or type(data).__name__
+            if name == watch.dataset or name in self._loaders:
+                name = f"{name}-{1 + sum(known.startswith(name) for known in [*self._loaders, watch.dataset])}"
+            self._loaders[name] = first_of(data.train_dataloader()), first_of(data.test_dataloader())
+
+    def measure_layers(self) -> Profile:
+        """On each set: fit on its training images, score on its test images."""
+        watch, options, rows = self.watch, self.options, []
+        for (name, (train, test)), data in zip(self._loaders.items(), options.ood, strict=True):
+            factory = partial(self._moments, int(data.num_classes))  # type: ignore[attr-defined]
+            fitted = yield Request(Source(name, "train", options.fit_images, lambda train=train: train), [factory])  # type: ignore[misc]
+            heads = ridge_heads(fitted, options.alpha)
+            source = Source(name, "test", options.eval_images, lambda test=test: test)  # type: ignore[misc]
+            states = yield Request(source, [partial(self._probe, heads)])
+            rows += watch.rows_of(source, states)
+        return rows
+
+    @staticmethod
+    def _moments(num_classes: int, tap: Tap) -> Moments:
+        return Moments(tap.dim, num_classes)
+
+    @staticmethod
+    def _probe(heads: dict[str, Any], tap: Tap) -> ProbeAccuracy | None:
+        return ProbeAccuracy(heads[tap.name], "ridge") if tap.name in heads else None

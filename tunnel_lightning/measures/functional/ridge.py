@@ -1,0 +1,141 @@
+"""Closed-form linear probes: ridge regression on one-hot targets.
+
+The objective, on features standardised by their own mean and population deviation (columns without variance
+get weight zero) and one-hot targets Y, with an unpenalised intercept:
+
+    ||Z W + b - Y||_F^2 + alpha * N * ||W||_F^2
+
+``alpha`` is relative: ``Z^T Z`` has trace N * D, so ``alpha * N`` is ``alpha`` times its mean eigenvalue, and
+a probe does not change its strength with the number of images. It equals scikit-learn's
+``make_pipeline(StandardScaler(), Ridge(alpha * N))`` on one-hot targets.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tunnel_lightning.measures.moments import Moments
+
+
+class LinearHead(NamedTuple):
+    """An affine map from raw features to class scores, standardisation folded in.
+
+    Float64, since ``weight @ x`` cancels against ``bias`` where a layer's mean dwarfs its deviation.
+
+    Attributes:
+        weight: ``[C, D]``.
+        bias: ``[C]``.
+
+    Example:
+        >>> head = LinearHead(torch.eye(2).double(), torch.zeros(2).double())
+        >>> head(torch.tensor([[3.0, 1.0]])).argmax(1)
+        tensor([0])
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Class scores ``[B, C]`` of features ``[B, D]``, on the head's device."""
+        with torch.autocast(self.weight.device.type, enabled=False):
+            return torch.addmm(self.bias, features.to(self.weight), self.weight.T)
+
+
+def ridge(features: Tensor, target: Tensor, num_classes: int, alpha: float = 1e-2) -> LinearHead:
+    """Ridge probe from features in memory; solved in the smaller of D and N dimensions.
+
+    Args:
+        features: ``[N, D]``.
+        target: class indices ``[N]``.
+        num_classes: C.
+        alpha: penalty relative to the mean eigenvalue (module docstring).
+
+    Returns:
+        The head; NaN throughout where the features are empty, constant or not finite.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0], [9.0], [10.0]])
+        >>> ridge(x, torch.tensor([0, 0, 1, 1]), 2)(x).argmax(1)
+        tensor([0, 0, 1, 1])
+    """
+    x = features.double()
+    y = torch.nn.functional.one_hot(target.long(), num_classes).to(x)
+    n, dim = x.shape
+    if n == 0:
+        return _nan_head(num_classes, dim, x.device)
+    mean, prior = x.mean(0), y.mean(0)
+    # A column of equal values has a mean that is off by rounding, hence a tiny variance.
+    constant = (x == x[0]).all(0)
+    deviation = (x - mean).square().mean(0).sqrt().masked_fill(constant, 0)
+    if not _usable(mean, deviation):
+        return _nan_head(num_classes, dim, x.device)
+    scale = _inverse(deviation)
+    z = (x - mean) * scale
+    if dim <= n:
+        weight = _solve(z.T @ z / n, z.T @ (y - prior) / n, alpha)
+    else:
+        weight = z.T @ _solve(z @ z.T / n, (y - prior) / n, alpha)
+    return _fold(weight, mean, scale, prior)
+
+
+def ridge_from_moments(moments: Moments, alpha: float = 1e-2) -> LinearHead:
+    """The same probe from streamed :class:`Moments`, without the features.
+
+    Args:
+        moments: of the training features.
+        alpha: penalty relative to the mean eigenvalue (module docstring).
+
+    Returns:
+        The head; NaN throughout where the features are empty, constant or not finite.
+
+    Example:
+        >>> from tunnel_lightning.measures import Moments
+        >>> moments = Moments(1, 2)
+        >>> moments.update(torch.tensor([[0.0], [1.0], [9.0], [10.0]]), torch.tensor([0, 0, 1, 1]))
+        >>> ridge_from_moments(moments)(torch.tensor([[2.0], [8.0]])).argmax(1)
+        tensor([0, 1])
+    """
+    n, mean = moments.n, moments.mean
+    if moments.problem:
+        return _nan_head(moments.num_classes, moments.dim, mean.device)
+    correlation = moments.scatter.div_(n)
+    deviation = correlation.diagonal().clamp(min=0).sqrt()
+    if not _usable(mean, deviation):
+        return _nan_head(moments.num_classes, moments.dim, mean.device)
+    scale = _inverse(deviation)
+    correlation.mul_(scale).mul_(scale[:, None])
+    count = moments.class_count.double()
+    cross = (moments.class_sum - count[:, None] * mean) * scale / n
+    return _fold(_solve(correlation, cross.T, alpha), mean, scale, count / n)
+
+
+def _usable(mean: Tensor, deviation: Tensor) -> bool:
+    finite = torch.isfinite(mean).all() & torch.isfinite(deviation).all()
+    return bool(finite & (deviation > 0).any())
+
+
+def _inverse(deviation: Tensor) -> Tensor:
+    return torch.where(deviation > 0, 1 / deviation, 0.0)
+
+
+def _solve(gram: Tensor, right: Tensor, alpha: float) -> Tensor:
+    """Solve ``(gram + alpha I) x = right``; the least-norm solution where the matrix is singular."""
+    gram.diagonal().add_(alpha)
+    factor, info = torch.linalg.cholesky_ex(gram)
+    if info.item() == 0:
+        return torch.cholesky_solve(right, factor)
+    return torch.linalg.pinv(gram, hermitian=True) @ right
+
+
+def _fold(weight: Tensor, mean: Tensor, scale: Tensor, prior: Tensor) -> LinearHead:
+    folded = (weight * scale[:, None]).T.contiguous()
+    return LinearHead(folded, prior - folded @ mean)
+
+
+def _nan_head(num_classes: int, dim: int, device: torch.device) -> LinearHead:
+    nan = torch.full((num_classes, dim + 1), torch.nan, dtype=torch.float64, device=device)
+    return LinearHead(nan[:, :-1], nan[:, -1])

@@ -1,0 +1,101 @@
+"""The heat map: one measure over layers and training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tunnel_lightning.report.canvas import canvas, legend, thin, title
+from tunnel_lightning.report.style import STYLE, TITLES, shorten
+from tunnel_lightning.runs import Row, Run, RunError, curve, id_dataset, tunnel_start
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def heat_map(
+    rows: Run | Iterable[Row],
+    measure: str = "probe_accuracy",
+    variant: str = "ridge",
+    dataset: str | None = None,
+) -> Figure:
+    r"""Draw one measure over layers (upwards) and profiles (to the right), with the tunnel's start over time.
+
+    Profiles are columns of equal width, whatever the steps between them: the early ones matter most. A
+    layer without a value is hatched.
+
+    Args:
+        rows: a run, or rows of one.
+        measure: as in `Row`.
+        variant: as in `Row`.
+        dataset: default: the in-distribution set.
+
+    Raises:
+        RunError: nothing of the kind was measured.
+
+    Example:
+        >>> row = Row("mlp/version_0", 9, 1, -1, "val", "Glyphs", "l1", 1, "rank_cov", "rtol=1e-3", 12.0)
+        >>> figure = heat_map([row, row._replace(step=18, epoch=2)], "rank_cov", "rtol=1e-3")
+        >>> [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        ['9\n1', '18\n2']
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch, Rectangle
+    from matplotlib.patheffects import withStroke
+
+    rows = rows.rows if isinstance(rows, Run) else list(rows)
+    dataset = id_dataset(rows) if dataset is None else dataset
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        by_step.setdefault(row.step, []).append(row)
+    curves = [curve(by_step[s], measure, variant, dataset).layers_only() for s in sorted(by_step)]
+    curves = [c for c in curves if c.layer]
+    if not curves:
+        raise RunError(f"Nothing to draw: no {measure} ({variant}) of {dataset} was measured.")
+
+    names = dict(
+        sorted({i: n for c in curves for i, n in zip(c.index.tolist(), c.layer, strict=True)}.items())
+    )
+    place = {index: k for k, index in enumerate(names)}
+    values = np.full((len(names), len(curves)), np.nan)
+    for column, c in enumerate(curves):
+        values[[place[i] for i in c.index.tolist()], column] = c.value
+    percent = measure.endswith("accuracy")
+    values = np.where(np.isfinite(values), values * (100 if percent else 1), np.nan)
+
+    figure, axes = canvas()
+    hatch = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0, linewidth=0, **STYLE["missing"])
+    axes.add_patch(hatch)
+    x, y = np.arange(len(curves)), np.arange(len(names))
+    shown_values = np.ma.masked_invalid(values)
+    mesh = axes.pcolormesh(x, y, shown_values, cmap=STYLE["colormap"], shading="nearest", zorder=1)
+    bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
+    bar.set_label("%" if percent else measure.replace("_cov", "").replace("_", " "), **STYLE["label"])
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(**STYLE["tick"])
+
+    handles: list[Any] = []
+    starts = [tunnel_start(by_step[c.step], "id95").start for c in curves]
+    edges = [place[s] - 0.5 if s in place else np.nan for s in starts]
+    if np.isfinite(edges).any():
+        line = {"path_effects": [withStroke(**STYLE["outline_edge"])], **STYLE["outline"]}
+        axes.stairs(edges, np.arange(len(curves) + 1) - 0.5, baseline=None, zorder=3, **line)
+        handles.append(Line2D([], [], label="the tunnel starts above (95 % rule)", **line))
+    if np.isnan(values).any():
+        handles.append(Patch(label="no value", linewidth=0, **STYLE["missing"]))
+
+    shown = thin(len(curves), 14)
+    axes.set_xticks(shown, [f"{curves[k].step}\n{curves[k].epoch}" for k in shown])
+    shown = thin(len(names), 20)
+    labels = [f"{shorten(n, 28)}  {i}" if len(names) <= 20 else str(i) for i, n in names.items()]
+    axes.set_yticks(shown, [labels[k] for k in shown])
+    axes.tick_params(length=0, **(STYLE["tick"]))
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("step, and epoch below it", **STYLE["label"])
+    axes.set_ylabel("layer (deeper upwards)", **STYLE["label"])
+    name = TITLES.get((measure, variant), f"{measure.replace('_', ' ').capitalize()} ({variant})")
+    title(axes, name, [f"{curves[-1].dataset} {curves[-1].split}  ·  {rows[0].run_id}"])
+    legend(figure, handles)
+    return figure

@@ -1,0 +1,71 @@
+"""Colours, line styles and sizes of every figure, in one place."""
+
+from typing import Any
+
+# Okabe and Ito's palette: told apart with any of the common colour deficiencies, and in grey by line style.
+BLUE, SKY, GREEN, ORANGE, VERMILION, PURPLE = "#0072B2", "#56B4E9", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
+WINE, OLIVE = "#882255", "#999933"  # from Tol's muted palette, for a fourth and fifth set
+INK, GREY, PALE = "#222222", "#6B6B6B", "#E3E3E3"
+
+STYLE: dict[str, Any] = {
+    "size": (9.0, 5.2),  # inches
+    "dpi": 120,
+    "title": {"fontsize": 13, "fontweight": "bold", "color": INK},
+    "subtitle": {"fontsize": 9.5, "color": GREY},
+    "label": {"fontsize": 10.5, "color": INK},
+    "tick": {"labelsize": 9.5, "labelcolor": INK, "color": PALE},
+    "grid": {"color": PALE, "linewidth": 0.8},
+    "legend": {"frameon": False, "fontsize": 9.5, "labelcolor": INK, "handlelength": 3.0},
+    "id": {"color": BLUE, "linewidth": 2.4, "linestyle": "-", "marker": "o", "zorder": 5},
+    "online": {"color": SKY, "linewidth": 1.3, "linestyle": "-", "marker": "", "zorder": 4},
+    "ood": {"linewidth": 1.7, "zorder": 4},
+    "ood_colors": (VERMILION, PURPLE, ORANGE, WINE, OLIVE, GREY),
+    "ood_dashes": ((0, (4, 1.6)), (0, (2, 1.2)), (0, (7, 2))),
+    "ood_mean": {"color": VERMILION, "linewidth": 2.4, "linestyle": (0, (3, 1.2)), "zorder": 5},
+    "network": {"color": INK, "linewidth": 1.3, "linestyle": ":", "zorder": 3},
+    "rank": {"color": GREEN, "linewidth": 2.0, "linestyle": (0, (5, 1.4, 1, 1.4)), "marker": "", "zorder": 3},
+    "error_band": {"alpha": 0.15, "linewidth": 0},
+    "tunnel": {"color": "#F3E9CF", "zorder": 0, "linewidth": 0},
+    "rule": {"color": INK, "linewidth": 1.0, "zorder": 2},
+    "rule_dashes": {"id95": "-", "id98": (0, (4, 2)), "ood": (0, (1, 1.5))},
+    "rule_label": {"fontsize": 9, "color": INK},
+    "colormap": "cividis",
+    "missing": {"facecolor": "#FFFFFF", "hatch": "////", "edgecolor": "#BBBBBB"},
+    "outline": {"color": "#FFFFFF", "linewidth": 1.6},
+    "outline_edge": {"foreground": "#000000", "linewidth": 3.6},
+}
+
+RULE_LABELS = {"id95": "95 %", "id98": "98 %", "ood": "OOD"}
+"""The short names of the three rules, in figures and tables alike."""
+
+RANK = ("rank_cov", "rtol=1e-3")
+"""Measure and variant of the rank in the depth profile and the table: the tunnel paper's definition."""
+
+TITLES = {
+    ("probe_accuracy", "ridge"): "Ridge probe accuracy",
+    ("probe_accuracy", "online"): "Online probe accuracy",
+    ("rank_cov", "rtol=1e-3"): "Numerical rank (rtol 1e-3)",
+    ("rank_cov", "rtol=torch"): "Numerical rank (torch's tolerance)",
+    ("effective_rank", "cov"): "Effective rank",
+    ("stable_rank", "cov"): "Stable rank",
+    ("participation_ratio", "cov"): "Participation ratio",
+    ("rankme", "raw"): "RankMe",
+    ("weight_change", "l2_per_sqrt_n"): "Weight change since the last profile (L2 per root of size)",
+}
+"""What a heat map of a measure is called."""
+
+
+def shorten(name: str, width: int) -> str:
+    """Shorten a long layer name in the middle, where module paths differ least.
+
+    Example:
+        >>> shorten("encoder.layers.encoder_layer_11.mlp.0", 20)
+        'encoder.l..11.mlp.0'
+        >>> shorten("layers.0", 20)
+        'layers.0'
+    """
+    if len(name) <= width:
+        return name
+    keep = max(width - 2, 2)
+    head = keep // 2
+    return name[:head].rstrip(".") + ".." + name[len(name) - (keep - head) :].lstrip(".")
