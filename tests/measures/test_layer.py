@@ -35,7 +35,7 @@ def test_all_rows_and_their_numbers() -> None:
     # The features have rank 7 (with the mean): 33 unused dimensions must not count.
     p = np.linalg.svd(x.astype(np.float64), compute_uv=False)
     p = p / p.sum() + 1e-7
-    assert found["rankme", "raw"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-4)
+    assert found["rankme", "raw"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-3)
     assert all(value.n == 400 and math.isnan(value.se) for value in measure.compute())
 
 

@@ -20,7 +20,7 @@ def planted(spectrum: np.ndarray, seed: int = 0) -> np.ndarray:
     return rotation * spectrum @ rotation.T
 
 
-SPECTRUM = np.concatenate([np.geomspace(1, 1.1e-3, 20), np.geomspace(0.9e-3, 2e-5, 15), np.full(65, 1e-9)])
+SPECTRUM = np.concatenate([np.geomspace(1, 1.1e-3, 20), np.geomspace(0.9e-3, 2e-5, 15), np.full(65, 1e-6)])
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-12, 1e12])

@@ -177,11 +177,11 @@ import sys, matplotlib
 from tunnel_lightning.report import depth_profile, heat_map, save, to_image
 from tunnel_lightning.runs import Row
 row = Row("r", 0, 0, -1, "val", "A", "l", 1, "probe_accuracy", "ridge", 0.5)
-before = dict(matplotlib.rcParams)
+before = dict(matplotlib.rcParams.copy())
 for figure in (depth_profile([row]), heat_map([row])):
     to_image(figure)
     save(figure, sys.argv[1])
-assert dict(matplotlib.rcParams) == before
+assert dict(matplotlib.rcParams.copy()) == before
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.png")], check=True)

@@ -16,7 +16,7 @@ def printed(rows, width=80, path="runs/mlp/version_0", encoding="utf-8", **conso
 
 
 def table_lines(text):
-    return [line for line in text.splitlines() if re.match(r" ?\d+ ", line)]
+    return [line for line in text.splitlines() if re.match(r" ?\d+  \S", line)]
 
 
 def test_every_layer_has_its_numbers(mlp_rows):
@@ -109,10 +109,23 @@ def test_little_data(mlp_rows):
     text = printed(ranks)
     assert len(table_lines(text)) == 12
     assert "unknown: no ridge probe" in " ".join(text.split())
+    online = printed([r for r in mlp_rows if r.variant == "online"])
+    assert "online %" in online
+    assert len(table_lines(online)) == 12
+    transfer = printed([r for r in mlp_rows if r.dataset == "Digits" or r.layer == "network"])
+    assert len(table_lines(transfer)) == 13
+    assert "transfer to Digits peaks" in transfer
+    nothing = printed([r for r in mlp_rows if r.layer == "network"])
+    assert nothing.split("\n")[1:3] == [
+        "run folder   runs/mlp/version_0",
+        "TensorBoard  tensorboard --logdir runs/mlp/version_0",
+    ]
     probes = profile_table([r for r in mlp_rows if r.measure == "probe_accuracy"])
     assert [c.header.plain for c in probes.columns][-2:] == ["Digits\nOOD %", "tunnel starts"]
+    assert "keeps" not in text
     nan = printed([r._replace(value=float("nan")) for r in mlp_rows])
     assert table_lines(nan)[3].split()[3:] == ["nan"] * 3
+    assert "keeps" not in nan
     with pytest.raises(RunError, match="no profile to show"):
         profile_table([])
 

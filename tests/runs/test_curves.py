@@ -27,6 +27,10 @@ def test_nothing_found(rows_of):
     assert curve([]).value.shape == (0,)
 
 
+def test_the_network_is_no_layer(rows_of):
+    assert curve(rows_of([0.1], 0.6), "accuracy", "network").layer == []
+
+
 def test_finite(rows_of):
     assert curve(rows_of([0.1, np.nan, np.inf, 0.2])).finite().layer == ["layers.1", "layers.4"]
 

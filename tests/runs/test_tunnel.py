@@ -21,7 +21,8 @@ def test_gold_mlp(rows_of):
     assert found["id95"].threshold == pytest.approx(0.53865)
     assert found["ood"].reference == 0.512
     assert found["ood"].note == (
-        "transfer to CIFAR100 peaks at layer 3 (51.2 %), the tunnel starts behind it; the last layer has 25.1 %"
+        "transfer to CIFAR100 peaks at layer 3 (51.2 %), the tunnel starts behind it; "
+        "the last layer has 25.1 %"
     )
 
 
@@ -34,8 +35,13 @@ def test_row_order_does_not_matter(rows_of):
 
 def test_no_network_row_takes_the_last_probe(rows_of):
     found = tunnel_start(rows_of([0.2, 0.4, 0.57, 0.6, 0.6]), "id95")
-    assert (found.start, found.reference) == (3, 0.6)  # .57 is 95 % of .6, whatever the rounding
+    assert (found.start, found.reference) == (3, 0.6)
     assert "the last probe's 60.0 %" in found.note
+
+
+def test_rounding_does_not_decide(rows_of):
+    assert 0.98 * 0.46 > 0.4508  # in floats; on paper they are equal
+    assert tunnel_start(rows_of([0.2, 0.3, 0.4508, 0.46], 0.46), "id98").start == 3
 
 
 def test_nan_network_accuracy_takes_the_last_finite_probe(rows_of):

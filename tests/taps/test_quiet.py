@@ -21,7 +21,9 @@ def test_random_states_end_as_they_began():
 
 
 def net():
-    return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4)))
+    return nn.Sequential(
+        nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(4))
+    )
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -62,7 +64,7 @@ def test_overridden_train_method_is_not_called():
 
 
 def test_weights_keep_their_gradients_in_the_same_autocast_region():
-    # Autocast remembers half-precision weights, and those made without gradients would be used again.
+    # Autocast remembers half-precision weights; before torch 2.11 those made without gradients were used again.
     model = nn.Linear(4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         with quiet(model):

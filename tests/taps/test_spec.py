@@ -5,7 +5,11 @@ from tunnel_lightning.taps import TapSpec
 
 @pytest.mark.parametrize(
     ("wrong", "word"),
-    [({"pool": "3x3"}, "taps.pool"), ({"max_features": 0}, "taps.max_features"), ({"layers": []}, "taps.layers")],
+    [
+        ({"pool": "3x3"}, "taps.pool"),
+        ({"max_features": 0}, "taps.max_features"),
+        ({"layers": []}, "taps.layers"),
+    ],
 )
 def test_wrong_value_is_named(wrong, word):
     with pytest.raises(ValueError, match=word):

@@ -10,6 +10,7 @@ from torch import Tensor
 from tunnel_lightning.callbacks.batches import Target
 from tunnel_lightning.callbacks.schedule import Schedule
 from tunnel_lightning.callbacks.watch import Profile, Watch
+from tunnel_lightning.runs import Row
 from tunnel_lightning.taps import TapSpec
 
 
@@ -68,6 +69,10 @@ class LayerCallback(Callback):
         return []
         yield
 
+    def summarise(self, rows: list[Row]) -> list[Row]:
+        """Rows that follow from a whole profile, ``rows``, of all callbacks."""
+        return []
+
     # -- Lightning's hooks: only the leader acts -------------------------------------------------------------
 
     @property
@@ -84,7 +89,9 @@ class LayerCallback(Callback):
         if self._leads:
             self.watch.on_train_start()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Arm the hooks."""
         if self._leads:
             self.watch.on_train_batch_start()

@@ -52,7 +52,9 @@ def images_of(batch: Any) -> Tensor:
     if isinstance(batch, Mapping):
         key = next((key for key in IMAGE_KEYS if key in batch), None)
         if key is None:
-            raise ValueError(f"no images found in the batch: none of the keys {list(batch)} is one of {IMAGE_KEYS}")
+            raise ValueError(
+                f"no images found in the batch: none of the keys {list(batch)} is one of {IMAGE_KEYS}"
+            )
         return batch[key]
     return batch[0] if isinstance(batch, Sequence) else batch
 

@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 
 from tunnel_lightning.callbacks.base import LayerCallback
-from tunnel_lightning.callbacks.batches import Target
 from tunnel_lightning.callbacks.probes import OnlineProbes, ProbeOptions
 from tunnel_lightning.callbacks.ranks import RankMonitor, RankOptions
 from tunnel_lightning.callbacks.schedule import Schedule

@@ -112,11 +112,13 @@ class OnlineProbes(LayerCallback):
         loss, accuracy = self.bank.step(features, target)
         self._sums += torch.stack([loss, accuracy])
         self._count += 1
-        trainer = self.watch.trainer
-        if self.watch.step % trainer.log_every_n_steps == 0:
+        every = self.watch.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self.watch.step % every == 0:
             means = (self._sums / self._count).tolist()
             self.watch.publisher.layers(
-                {"online_loss": means[0], "online_accuracy": means[1]}, self.watch.taps.layers, self.watch.step
+                {"online_loss": means[0], "online_accuracy": means[1]},
+                self.watch.taps.layers,
+                self.watch.step,
             )
             self._sums.zero_()
             self._count = 0

@@ -87,13 +87,19 @@ class Publisher:
         if not found:
             return
         step = found[0].step
-        starts = {f"tunnel/{rule}": float(t.start) for rule, t in tunnels(found).items() if t.start is not None}
+        starts = {
+            f"tunnel/{rule}": float(t.start) for rule, t in tunnels(found).items() if t.start is not None
+        }
         self.scalars({tag_of(row): row.value for row in found} | starts, step)
-        figure = depth_profile(found)
-        self._figure("depth_profile", figure, step)
-        if self.folder is not None:
-            save(figure, self.folder / "profile.png")
-        if not any(isinstance(logger, (TensorBoardLogger, WandbLogger)) for logger in self.trainer.loggers):
+        pictures = any(
+            isinstance(logger, (TensorBoardLogger, WandbLogger)) for logger in self.trainer.loggers
+        )
+        if pictures or self.folder is not None:
+            figure = depth_profile(found)
+            self._figure("depth_profile", figure, step)
+            if self.folder is not None:
+                save(figure, self.folder / "profile.png")
+        if not pictures:
             return
         kinds = dict.fromkeys((row.measure, row.variant, row.dataset) for row in found)
         for measure, variant, dataset in kinds:
@@ -107,7 +113,9 @@ class Publisher:
         if not memory:
             return
         last = [row for row in memory if row.step == memory[-1].step]
-        metrics = {f"tunnel/{rule}": float(t.start) for rule, t in tunnels(last).items() if t.start is not None}
+        metrics = {
+            f"tunnel/{rule}": float(t.start) for rule, t in tunnels(last).items() if t.start is not None
+        }
         metrics |= {
             f"accuracy_{row.dataset}_{row.split}": row.value
             for row in last
@@ -116,7 +124,9 @@ class Publisher:
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 params = {**self._hparams(), **dict(logger.hparams)}
-                logger.log_hyperparams(params, metrics={f"hparams/{key}": value for key, value in metrics.items()})
+                logger.log_hyperparams(
+                    params, metrics={f"hparams/{key}": value for key, value in metrics.items()}
+                )
 
     def _hparams(self) -> dict[str, Any]:
         return dict(self.trainer.lightning_module.hparams)

@@ -78,7 +78,7 @@ def random_state() -> dict[str, Any]:
         "python": {"version": version, "words": torch.tensor(words, dtype=torch.int64), "gauss": gauss},
         "numpy": {
             "kind": kind,
-            "keys": torch.from_numpy(keys.astype(np.int64)),
+            "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
             "position": position,
             "has_gauss": has_gauss,
             "cached": cached,
@@ -135,7 +135,11 @@ def refuse_mid_epoch(state: dict[str, Any], checkpoint: Path) -> None:
     """Refuse a checkpoint taken in mid-epoch unless its loader kept its place."""
     loop = state["loops"]["fit_loop"]
     done = loop["epoch_loop.batch_progress"]
-    if not done["is_last_batch"] and done["current"]["ready"] > 0 and not loop["state_dict"].get("combined_loader"):
+    if (
+        not done["is_last_batch"]
+        and done["current"]["ready"] > 0
+        and not loop["state_dict"].get("combined_loader")
+    ):
         raise ValueError(
             f"{checkpoint} was taken after batch {done['current']['ready']} of an epoch, and a torch DataLoader "
             "can't go on from there: resume from a checkpoint taken at the end of an epoch, or train with "

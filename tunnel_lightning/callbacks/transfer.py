@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,15 @@ from tunnel_lightning.callbacks.batches import Target, first_of
 from tunnel_lightning.callbacks.probes import ridge_heads
 from tunnel_lightning.callbacks.schedule import Schedule
 from tunnel_lightning.callbacks.watch import Profile, Request, Source
-from tunnel_lightning.measures import Moments, ProbeAccuracy
+from tunnel_lightning.measures import (
+    LayerValue,
+    Moments,
+    ProbeAccuracy,
+    id_ood_alignment,
+    id_ood_pearson,
+    ood_retained,
+)
+from tunnel_lightning.runs import NETWORK, Row
 from tunnel_lightning.taps import Tap, TapSpec
 
 
@@ -104,7 +113,9 @@ class TransferMonitor(LayerCallback):
             data.setup("test")
             name = getattr(data, "name", None) or type(data).__name__
             if name == watch.dataset or name in self._loaders:
-                name = f"{name}-{1 + sum(known.startswith(name) for known in [*self._loaders, watch.dataset])}"
+                name = (
+                    f"{name}-{1 + sum(known.startswith(name) for known in [*self._loaders, watch.dataset])}"
+                )
             self._loaders[name] = first_of(data.train_dataloader()), first_of(data.test_dataloader())
 
     def measure_layers(self) -> Profile:
@@ -112,12 +123,44 @@ class TransferMonitor(LayerCallback):
         watch, options, rows = self.watch, self.options, []
         for (name, (train, test)), data in zip(self._loaders.items(), options.ood, strict=True):
             factory = partial(self._moments, int(data.num_classes))  # type: ignore[attr-defined]
-            fitted = yield Request(Source(name, "train", options.fit_images, lambda train=train: train), [factory])  # type: ignore[misc]
+            fitted = yield Request(
+                Source(name, "train", options.fit_images, partial(first_of, train)), [factory]
+            )
             heads = ridge_heads(fitted, options.alpha)
-            source = Source(name, "test", options.eval_images, lambda test=test: test)  # type: ignore[misc]
+            source = Source(name, "test", options.eval_images, partial(first_of, test))
             states = yield Request(source, [partial(self._probe, heads)])
             rows += watch.rows_of(source, states)
         return rows
+
+    def summarise(self, rows: list[Row]) -> list[Row]:
+        """The three measures of Harun et al. (2024, section 4.1) of each set, where its curve was just measured.
+
+        Percentage of OOD performance retained; Pearson correlation of the in-distribution and the OOD curve
+        and their alignment, where in-distribution ridge probes were fitted too.
+        """
+        watch, found = self.watch, []
+        layers = watch.taps.layers
+        for name, data in zip(self._loaders, self.options.ood, strict=True):
+            ood = {row.index: row for row in rows if row.dataset == name and row.variant == "ridge"}
+            own = {
+                row.index: row.value
+                for row in rows
+                if (row.dataset, row.measure, row.variant) == (watch.dataset, "probe_accuracy", "ridge")
+            }
+            if not all(tap.index in ood for tap in layers):
+                continue
+            curve = [ood[tap.index].value for tap in layers]
+            values = {"ood_retained": ood_retained(curve)}
+            if all(tap.index in own for tap in layers):
+                own_curve = [own[tap.index] for tap in layers]
+                values["id_ood_pearson"] = id_ood_pearson(own_curve, curve)
+                chance = 1 / watch.num_classes, 1 / int(data.num_classes)  # type: ignore[attr-defined]
+                values["id_ood_alignment"] = id_ood_alignment(own_curve[-1], curve[-1], *chance)
+            for measure, value in values.items():
+                n = ood[layers[-1].index].n
+                entry = LayerValue(NETWORK, len(layers) + 1, 0, measure, "ridge", value, math.nan, n)
+                found.append(watch.row(entry, name, "test"))
+        return found
 
     @staticmethod
     def _moments(num_classes: int, tap: Tap) -> Moments:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch import LightningModule, Trainer
@@ -64,7 +64,7 @@ class Watch:
     known after the first forward pass; then every part begins.
     """
 
-    _of: WeakKeyDictionary[Trainer, Watch] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[Trainer, Watch]] = WeakKeyDictionary()
 
     def __init__(self, trainer: Trainer, module: LightningModule, spec: TapSpec, target: Target) -> None:
         self.trainer, self.module, self.spec, self.target = trainer, module, spec, target
@@ -122,7 +122,9 @@ class Watch:
         """Classes of the in-distribution set: from an argument, the datamodule or the module, in this order."""
         places = (*self.parts, self.trainer.datamodule, self.module, self.module.hparams)  # type: ignore[attr-defined]
         for place in places:
-            found = place.get("num_classes") if isinstance(place, dict) else getattr(place, "num_classes", None)
+            found = (
+                place.get("num_classes") if isinstance(place, dict) else getattr(place, "num_classes", None)
+            )
             if found is not None:
                 return int(found)
         raise ValueError(
@@ -231,13 +233,15 @@ class Watch:
                 "x".join(map(str, tap.shape)),
                 tap.dim,
                 tap.parameters,
-                costs.get(tap.module, 0),
+                costs.get(tap.module, 0) if tap.module else 0,
                 tap.role,
             )
             for tap in taps
         ]
         write_layers(folder, layers)
-        write_manifest(folder, taps={**asdict(self.spec), "hook_points": [tap.name for tap in self.taps.layers]})
+        write_manifest(
+            folder, taps={**asdict(self.spec), "hook_points": [tap.name for tap in self.taps.layers]}
+        )
 
     # -- profiles -------------------------------------------------------------------------------------------
 
@@ -336,13 +340,19 @@ class Watch:
         def key(row: Row) -> tuple[str, ...]:
             return row.dataset, row.split, row.layer, row.measure, row.variant
 
-        rows = {key(row): row for row in found}  # parts that share a pass both report the network's own accuracy
+        rows = {
+            key(row): row for row in found
+        }  # parts that share a pass both report the network's own accuracy
         # Pixels do not change while the network trains: they are measured once and repeated.
         self._input_rows.update({key(row): row for row in found if row.index == 0})
         self._input_known.update(parts)
         for at, row in self._input_rows.items():
             rows.setdefault(at, row._replace(step=self.step, epoch=self._epoch))
-        found = sorted(rows.values(), key=lambda row: (row.dataset, row.split, row.measure, row.variant, row.index))
+        for part in parts:
+            rows.update({key(row): row for row in part.summarise(list(rows.values()))})
+        found = sorted(
+            rows.values(), key=lambda row: (row.dataset, row.split, row.measure, row.variant, row.index)
+        )
         self.memory += found
         if self._table is not None:
             self._table.append(found)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
@@ -41,7 +42,9 @@ class WeightChange(LayerCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up the weights a checkpoint remembered, before the first step moves them."""
         if self._pending.get("last"):
-            self._last = {name: weights.to(pl_module.device) for name, weights in self._pending["last"].items()}
+            self._last = {
+                name: weights.to(pl_module.device) for name, weights in self._pending["last"].items()
+            }
         elif self._pending.get("at_checkpoint"):
             self._last = self._weights()
         self._pending = {}
@@ -60,17 +63,24 @@ class WeightChange(LayerCallback):
 
     def measure_layers(self) -> Profile:
         """Compare with the weights of the last profile."""
-        weights, last, rows = self._weights(), self._last, []
-        self._last = weights
-        for tap in self.watch.taps.layers if last is not None else []:
-            own = [name for name in weights if name.startswith(f"{tap.module}.")]
+        now, last, rows = self._weights(), self._last, []
+        self._last = now
+        for tap in self.watch.taps.layers if last else []:
+            own = [name for name in now if name.startswith(f"{tap.module}.")]
             if own:
-                n = sum(weights[name].numel() for name in own)
-                square = sum((weights[name].double() - last[name].double()).square().sum().item() for name in own)
-                change = math.sqrt(square / n)
+                assert last is not None
+                moved = torch.cat([(now[name].double() - last[name].double()).flatten() for name in own])
+                change = moved.norm().item() / math.sqrt(len(moved))
                 value = LayerValue(
-                    tap.name, tap.index, tap.dim, "weight_change", "l2_per_sqrt_n", change, math.nan, n
+                    tap.name,
+                    tap.index,
+                    tap.dim,
+                    "weight_change",
+                    "l2_per_sqrt_n",
+                    change,
+                    math.nan,
+                    len(moved),
                 )
                 rows.append(self.watch.row(value, self.watch.dataset, "train"))
         return rows
-        yield
+        yield  # a profile is a generator, also one that needs no pass over data

@@ -303,15 +303,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> ImageLoader:
         """Training images: another order each epoch, augmented if so chosen."""
-        trainer = self.trainer
-        loader = self._loader("train", shuffle=not getattr(trainer, "overfit_batches", 0))
-        if trainer is not None:
-            limit = trainer.limit_train_batches
-            if limit is not None:
-                # As Lightning counts: a whole number is batches, a fraction is a share of the epoch.
-                loader.epoch_batches = max(1, limit if isinstance(limit, int) else int(len(loader) * limit))
-            loader.set_epoch(trainer.current_epoch)
-        return loader
+        return self._loader("train", shuffle=not getattr(self.trainer, "overfit_batches", 0))
 
     def val_dataloader(self) -> ImageLoader:
         """Validation images, in order."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tunnel_lightning.data.augment import augmented
 from tunnel_lightning.data.images import Pool, Shape, fit
 
 Batch = tuple[Tensor, Tensor]
@@ -83,9 +85,8 @@ class ImageLoader:
         self.shuffle, self.pad, self.flip, self.seed = shuffle, pad, flip, seed
         self.rank, self.world_size = rank, world_size
         self.device = torch.device(device)
-        self.epoch_batches: int | None = None  # an epoch may be shorter than the loader (limit_train_batches)
         self._subset: Tensor | None = None
-        self.set_epoch(0)
+        self._begin(0)
 
     def _batch(self, rows: Tensor) -> Iterator[Tensor]:
         raise NotImplementedError
@@ -105,11 +106,21 @@ class ImageLoader:
         full, rest = divmod(self._share(), self.batch_size)
         return full + bool(rest and not (self.shuffle and full))
 
-    def _epoch_length(self) -> int:
-        return min(self.epoch_batches or len(self), len(self))
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where Lightning looks for the ``set_epoch`` that it calls at the start of each epoch: this one's.
+
+        It restores the position of a loader from checkpoints in mid-epoch only; after one at the end of an
+        epoch this is how the loader learns which epoch comes.
+        """
+        return SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin at the first batch of ``epoch``."""
+        """Go to the first batch of ``epoch``, unless a position in it was loaded and waits to be used."""
+        if epoch != self.epoch or self._begun:
+            self._begin(epoch)
+
+    def _begin(self, epoch: int) -> None:
         self.epoch, self.position, self._begun = epoch, 0, False
 
     def state_dict(self) -> dict[str, int]:
@@ -119,7 +130,7 @@ class ImageLoader:
         return {
             "epoch": self.epoch,
             "position": self.position,
-            "batches": self._epoch_length(),
+            "batches": len(self),
             "seed": self.seed,
             "images": self.num_images,
             "global_batch_size": self.batch_size * self.world_size,
@@ -135,7 +146,7 @@ class ImageLoader:
         if not (self.shuffle and state):
             return
         if state["position"] >= state["batches"]:
-            self.set_epoch(state["epoch"] + 1)
+            self._begin(state["epoch"] + 1)
             return
         mine = self.state_dict()
         other = [key for key in ("seed", "images", "global_batch_size") if state[key] != mine[key]]
@@ -145,24 +156,22 @@ class ImageLoader:
                 f"The checkpoint was written in the middle of an epoch with {was}: resume with the same "
                 "data settings, or from a checkpoint written at the end of an epoch."
             )
-        self.set_epoch(state["epoch"])
+        self._begin(state["epoch"])
         self.position = state["position"]
 
     def __iter__(self) -> Iterator[Batch]:
         """Batches: images float32 ``[B, C, H, W]``, normalised, and labels int64 ``[B]``."""
         if self._begun:
-            self.set_epoch(self.epoch + 1)
+            self._begin(self.epoch + 1)
         self._begun = True
         plan = self._plan(self.epoch, self.position * self.batch_size, len(self) * self.batch_size)
         scale, shift = self._normalisation()
-        crops = None if plan.crop is None else plan.crop.split(self.batch_size)
-        flips = None if plan.flip is None else plan.flip.split(self.batch_size)
         labels = self.labels.to(self.device)[plan.rows].split(self.batch_size)
         for at, images in enumerate(self._batch(plan.rows)):
-            if crops is not None:
-                images = crop(images, crops[at], self.pad)
-            if flips is not None:
-                images = torch.where(flips[at][:, None, None, None], images.flip(-1), images)
+            here = slice(at * self.batch_size, (at + 1) * self.batch_size)
+            crop, flip = (None if each is None else each[here] for each in (plan.crop, plan.flip))
+            if crop is not None or flip is not None:
+                images = augmented(images, crop, flip, self.pad)
             # Counted before it is handed out: whoever asks during this batch is told that it is taken.
             self.position += 1
             yield images.to(torch.float32).mul_(scale).add_(shift), labels[at]
@@ -211,12 +220,12 @@ class ImageLoader:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be from 0 to world_size - 1 = {world_size - 1}, got {rank}.")
         other = copy.copy(self)
-        other.shuffle, other.pad, other.flip, other.epoch_batches = False, 0, False, None
+        other.shuffle, other.pad, other.flip = False, 0, False
         other.rank, other.world_size = rank, world_size
         rows = torch.arange(len(self.labels)) if self._subset is None else self._subset
         count = min(n or len(rows), len(rows))
         other._subset = rows[torch.arange(count) * len(rows) // max(count, 1)]
-        other.set_epoch(0)
+        other._begin(0)
         return other
 
 
@@ -271,7 +280,7 @@ class DeviceLoader(ImageLoader):
         return self
 
     def _batch(self, rows: Tensor) -> Iterator[Tensor]:
-        return (self.images[each] for each in rows.split(self.batch_size))
+        return (self.images.index_select(0, each) for each in rows.split(self.batch_size))
 
 
 class WorkerLoader(ImageLoader):
@@ -305,12 +314,12 @@ class WorkerLoader(ImageLoader):
         **options: Any,
     ) -> None:
         super().__init__(pool.labels, batch_size, mean, std, **options)
-        self.dataset = FittedImages(pool, shape)
+        self._dataset = FittedImages(pool, shape)
         self.num_workers = num_workers
 
     def _batch(self, rows: Tensor) -> Iterator[Tensor]:
         batches = DataLoader(
-            self.dataset,
+            self._dataset,
             batch_sampler=[each.tolist() for each in rows.cpu().split(self.batch_size)],
             collate_fn=_collate,
             num_workers=self.num_workers,
@@ -344,33 +353,3 @@ class FittedImages(Dataset):
 def _collate(images: list[Tensor | Exception]) -> Tensor | Exception:
     wrong = next((each for each in images if isinstance(each, Exception)), None)
     return wrong if wrong is not None else torch.stack(images)  # type: ignore[arg-type]
-
-
-def crop(images: Tensor, corner: Tensor, pad: int) -> Tensor:
-    """Cut every image of a batch, padded by reflection, at its own place.
-
-    Args:
-        images: Any type, ``[B, C, H, W]``.
-        corner: int64 ``[B, 2]``, row and column in the padded image, 0 to ``2 * pad``; ``pad`` is the
-            middle and changes nothing.
-        pad: Pixels of padding, below H and W.
-
-    Returns:
-        ``[B, C, H, W]``.
-
-    Example:
-        >>> x = torch.arange(9).reshape(1, 1, 3, 3)
-        >>> crop(x, torch.tensor([[1, 2]]), 1)[0, 0].tolist()
-        [[1, 2, 1], [4, 5, 4], [7, 8, 7]]
-    """
-    height, width = images.shape[-2:]
-    padded = images[:, :, _reflected(height, pad, images.device)][
-        :, :, :, _reflected(width, pad, images.device)
-    ]
-    windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-    return windows[torch.arange(len(images), device=images.device), :, corner[:, 0], corner[:, 1]]
-
-
-def _reflected(size: int, pad: int, device: torch.device) -> Tensor:
-    index = torch.arange(-pad, size + pad, device=device).abs()
-    return torch.where(index >= size, 2 * (size - 1) - index, index)

@@ -157,7 +157,7 @@ class TorchvisionData(ImageData):
     def _read(self, root: Path, part: str) -> tuple[Any, np.ndarray]:
         source = self.source
         advice = (
-            "pass download=True (on the command line --data.init_args.download true) to fetch it, or name "
+            "pass download=True (on the command line --data.download true) to fetch it, or name "
             "the folder that holds it by root"
         )
         where = f"{self.name} ({part}) under {root.absolute()}"

@@ -108,9 +108,9 @@ class MomentMeasures:
         if "rankme" in self.which:
             assert covariance is not None
             raw = eigenvalues(moments.second_moment)
-            # The float32 product's rounding, about 1e-8 of the largest variance, would be an eigenvalue for
+            # The float32 product's rounding, some 1e-8 of the largest variance, would be an eigenvalue for
             # every unused dimension, and RankMe takes its root: below that there is nothing to count.
-            noise = torch.finfo(torch.float32).eps / 4 * covariance.max()
+            noise = torch.finfo(torch.float32).eps / 2 * covariance.max()
             found.append(("rankme", "raw", rankme(eigenvalues=raw.where(~(raw < noise), 0))))
         if set(self.which) & set(VARIANCES):
             unit = class_variances(moments.class_count, moments.class_unit, moments.class_unit_square)

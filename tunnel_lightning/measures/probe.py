@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,32 @@ from torch import Tensor, nn
 from tunnel_lightning.measures.functional import LinearHead
 
 
+class _Result(NamedTuple):
+    """What one batch says about the layers of one group; not to be used where a layer is sick.
+
+    Attributes:
+        sick: above 0 for layers with NaN, infinite or constant features, ``[L]``.
+        loss, accuracy: ``[L]``.
+        shift: batch mean less running mean, ``[L, D]``.
+        square: mean square about the running mean, ``[L, D]``.
+        weight, bias: gradients.
+    """
+
+    sick: Tensor
+    loss: Tensor
+    accuracy: Tensor
+    shift: Tensor
+    square: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
 class _Group(nn.Module):
     """The heads of all layers of one width, and the running moments of their features.
 
     Attributes:
-        weight: ``[L, D, C]`` on standardised features.
-        bias: ``[L, 1, C]``.
+        weight: ``[L, C, D]`` on standardised features.
+        bias: ``[L, C]``.
         mean, var: running moments ``[L, D]``.
         seen: batches the moments of each layer have seen, ``[L]``.
     """
@@ -31,8 +51,8 @@ class _Group(nn.Module):
         self.names = names
         # Softmax regression is convex: zero is as good a start as any, draws no random number, and every
         # process starts equal.
-        self.weight = nn.Parameter(torch.zeros(len(names), dim, num_classes))
-        self.bias = nn.Parameter(torch.zeros(len(names), 1, num_classes))
+        self.weight = nn.Parameter(torch.zeros(len(names), num_classes, dim))
+        self.bias = nn.Parameter(torch.zeros(len(names), num_classes))
         self.register_buffer("mean", torch.zeros(len(names), dim))
         self.register_buffer("var", torch.ones(len(names), dim))
         self.register_buffer("seen", torch.zeros(len(names)))
@@ -56,29 +76,26 @@ class _Group(nn.Module):
 
     def logits(self, centred: Tensor) -> Tensor:
         """Scores ``[L, B, C]``; the scale goes to the weights, which are smaller than the features."""
-        return torch.baddbmm(self.bias, centred, self.inverse()[:, :, None] * self.weight)
+        scaled = self.inverse()[:, None] * self.weight
+        return torch.baddbmm(self.bias[:, None], centred, scaled.transpose(1, 2))
 
-    def update(self, shift: Tensor, square: Tensor, healthy: Tensor, momentum: float) -> None:
-        """Move the running moments towards a batch's.
+    def update(self, batch: _Result, momentum: float) -> None:
+        """Move the running moments of the layers that are not sick towards a batch's.
 
-        Args:
-            shift: batch mean less running mean, ``[L, D]``.
-            square: mean square about the running mean, ``[L, D]``.
-            healthy: layers to update, ``[L]``.
-            momentum: weight of the batch; a layer's first batches are averaged plainly.
+        A layer's first batch gives the mean and its second the variance, so that no square cancels against a
+        large mean; then batches are averaged plainly until ``momentum`` is the larger weight.
         """
-        rate = (1 / (self.seen + 1)).clamp(min=momentum)[:, None]
+        healthy = (batch.sick == 0)[:, None]
+        rate = (1 / self.seen.clamp(min=1)).clamp(min=momentum)[:, None]
         # Variance of the mixture of the old moments and the batch, about its new mean.
-        var = (1 - rate) * self.var + rate * square - (rate * shift).square()
-        # The old variance of a layer not seen yet is a placeholder.
-        healthy = healthy[:, None]
-        self.mean.copy_(torch.where(healthy, self.mean + rate * shift, self.mean))
+        var = (1 - rate) * self.var + rate * batch.square - (rate * batch.shift).square()
+        self.mean.copy_(torch.where(healthy, self.mean + rate * batch.shift, self.mean))
         self.var.copy_(torch.where(healthy, var.clamp(min=0), self.var))
         self.seen.add_(healthy[:, 0])
 
 
 class ProbeBank(nn.Module):
-    """A linear probe on every layer, trained online: one optimizer, one summed loss, one backward.
+    """A linear probe on every layer, trained online: one optimizer, one summed loss, one gradient.
 
     Layers of equal width share one batched parameter. Features are detached, taken to float32 with autocast
     off and standardised by running moments (else a profile shows how well a layer is conditioned, not what it
@@ -167,66 +184,57 @@ class ProbeBank(nn.Module):
         target = target.to(device)
         with torch.autocast(device.type, enabled=False):
             if self.steps == 0:
-                self._initialise(features)
-            results = [self._backward(group, features, target) for group in self._groups]
-            if dist.is_available() and dist.is_initialized():
-                self._reduce([tensor for result in results for tensor in result], len(target))
+                # The first batch gives the moments it is standardised by: the mean, then the variance.
+                for _ in range(2):
+                    self._move(self._batch(features, target))
+            results = self._batch(features, target)
             with torch.no_grad():
-                for group, (sick, loss, accuracy, shift, square, *gradients) in zip(
-                    self._groups, results, strict=True
-                ):
-                    healthy = sick == 0
-                    for result in (loss, accuracy):
-                        result.masked_fill_(~healthy, torch.nan)
-                    group.update(shift, square, healthy, self.momentum)
-                    for parameter, gradient in zip((group.weight, group.bias), gradients, strict=True):
-                        parameter.grad = torch.where(healthy[:, None, None], gradient, 0)
+                for group, result in zip(self._groups, results, strict=True):
+                    learns = (result.sick == 0) & (group.seen >= 2)
+                    group.weight.grad = torch.where(learns[:, None, None], result.weight, 0)
+                    group.bias.grad = torch.where(learns[:, None], result.bias, 0)
             self.optimizer.step()
+            if self.steps > 0:
+                self._move(results)
         self.optimizer.zero_grad()
         self.steps += 1
-        loss, accuracy = (torch.cat([result[i] for result in results])[self._order] for i in (1, 2))
+        sick = torch.cat([result.sick for result in results]) > 0
+        loss, accuracy = (
+            torch.cat(parts).masked_fill(sick, torch.nan)[self._order]
+            for parts in ([result.loss for result in results], [result.accuracy for result in results])
+        )
         return loss, accuracy
 
-    def _backward(self, group: _Group, features: Mapping[str, Tensor], target: Tensor) -> list[Tensor]:
-        """A flag for sick layers, loss, accuracy, the batch's moments and the gradients, of one group.
-
-        What a sick layer would add to sums over processes is zeroed here, so that NaN stays out of them.
-        """
-        with torch.no_grad():
-            centred = group.centred(features)
-            shift = centred.mean(1)
-            square = centred.square().mean(1)
-        with torch.enable_grad():
-            logits = group.logits(centred)
-            labels = target.expand(len(logits), -1)
-            losses = nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            loss = losses.view_as(labels).mean(1)
-            # Each loss reaches its own slice of the parameters only: the sum changes no gradient.
-            gradients = torch.autograd.grad(loss.sum(), (group.weight, group.bias))
-        with torch.no_grad():
-            accuracy = (logits.argmax(2) == labels).float().mean(1)
-            healthy = torch.isfinite(loss) & torch.isfinite(square.sum(1))
-            if len(target) > 1:
-                healthy &= (centred != centred[:, :1]).flatten(1).any(1)
-            parts = [loss.detach(), accuracy, shift, square, *gradients]
-            kept = [torch.where(healthy.view(-1, *[1] * (part.ndim - 1)), part, 0) for part in parts]
-            return [(~healthy).float(), *kept]
+    def _batch(self, features: Mapping[str, Tensor], target: Tensor) -> list[_Result]:
+        """What the global batch says, group by group."""
+        results = [self._backward(group, features, target) for group in self._groups]
+        if dist.is_available() and dist.is_initialized():
+            self._reduce([tensor for result in results for tensor in result], len(target))
+        return results
 
     @torch.no_grad()
-    def _initialise(self, features: Mapping[str, Tensor]) -> None:
-        """Take the first batch's mean as the running mean, so that no later square cancels against it."""
-        for group in self._groups:
-            stacked = group.centred(features)
-            mean = stacked.mean(1)
-            if dist.is_available() and dist.is_initialized():
-                dist.broadcast(mean, 0)
-            healthy = torch.isfinite(mean).all(1, keepdim=True)
-            group.mean.copy_(torch.where(healthy, mean, 0))
-            var = (stacked - group.mean[:, None]).square().mean(1)
-            if dist.is_available() and dist.is_initialized():
-                dist.all_reduce(var)
-                var /= dist.get_world_size()
-            group.var.copy_(torch.where(torch.isfinite(var).all(1, keepdim=True), var, 1))
+    def _move(self, results: list[_Result]) -> None:
+        for group, result in zip(self._groups, results, strict=True):
+            group.update(result, self.momentum)
+
+    @torch.no_grad()
+    def _backward(self, group: _Group, features: Mapping[str, Tensor], target: Tensor) -> _Result:
+        """Loss, moments and gradients of one group on the batch of this process."""
+        centred = group.centred(features)
+        shift = centred.mean(1)
+        square = centred.square().mean(1)
+        log_p = group.logits(centred).log_softmax(2)
+        labels = target.expand(len(log_p), -1)
+        loss = -log_p.gather(2, labels[:, :, None]).mean((1, 2))
+        accuracy = (log_p.argmax(2) == labels).float().mean(1)
+        # The gradient of softmax regression by hand: autograd takes the product the slow way round (x^T g, with
+        # C columns), ten times the time of g^T x.
+        error = log_p.exp_().sub_(nn.functional.one_hot(target, self.num_classes)).div_(len(target))
+        weight = torch.bmm(error.transpose(1, 2), centred) * group.inverse()[:, None]
+        healthy = torch.isfinite(loss) & torch.isfinite(square.sum(1))
+        if len(target) > 1:
+            healthy &= (centred.amax(1) != centred.amin(1)).any(1)
+        return _Result((~healthy).float(), loss, accuracy, shift, square, weight, error.sum(1))
 
     @staticmethod
     def _reduce(parts: list[Tensor], size: int) -> None:
@@ -256,8 +264,8 @@ class ProbeBank(nn.Module):
                 device = "cpu" if group.weight.device.type == "mps" else group.weight.device
                 weight, inverse, mean, bias = (
                     part.to(device).double()
-                    for part in (group.weight[i], group.inverse()[i], group.mean[i], group.bias[i, 0])
+                    for part in (group.weight[i], group.inverse()[i], group.mean[i], group.bias[i])
                 )
-                folded = (weight * inverse[:, None]).T.contiguous()
+                folded = weight * inverse
                 return LinearHead(folded, bias - folded @ mean)
         raise KeyError(f"no layer {name!r} in the bank, it has {self.names}")

@@ -107,9 +107,10 @@ def _draw_accuracies(axes: Axes, ridge: Curve, online: Curve, ood: list[Curve]) 
         if ridge.layer and online.split != ridge.split:
             label += f" ({online.split})"
         lines.append(_draw_curve(axes, online, STYLE["online"], label))
+    colors = STYLE["ood_colors"][len(ood) > 1 :]  # the first is the mean's
     for k, c in enumerate(ood):
         look = STYLE["ood"] | {
-            "color": STYLE["ood_colors"][(k + (len(ood) > 1)) % len(STYLE["ood_colors"])],
+            "color": colors[k % len(colors)],
             "linestyle": STYLE["ood_dashes"][k % len(STYLE["ood_dashes"])],
         }
         if len(ood) == 1:
@@ -198,7 +199,8 @@ def _subtitle(
 ) -> list[str]:
     sets = [f"{ridge.dataset} {ridge.split}" if ridge.layer else str(id_dataset(rows))]
     if ood:
-        sets.append("transfer to " + ", ".join(c.dataset for c in ood))
+        names = ", ".join(c.dataset for c in ood) if len(ood) <= 3 else f"{len(ood)} sets"
+        sets.append(f"transfer to {names}")
     lines = textwrap.wrap("  ·  ".join([*sets, f"epoch {rows[0].epoch}, step {step}"]), 120)
     # A tunnel that is not drawn is explained; where 95 % has no start, 98 % would only say it again.
     told = ["id95" if starts["id95"].start is None else "id98", "ood"]

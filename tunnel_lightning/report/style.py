@@ -50,6 +50,9 @@ TITLES = {
     ("stable_rank", "cov"): "Stable rank",
     ("participation_ratio", "cov"): "Participation ratio",
     ("rankme", "raw"): "RankMe",
+    ("variance_inter", "l2"): "Inter-class variance (normalised features)",
+    ("variance_intra", "l2"): "Intra-class variance (normalised features)",
+    ("variance_ratio", "l2"): "Inter- over intra-class variance (normalised features)",
     ("weight_change", "l2_per_sqrt_n"): "Weight change since the last profile (L2 per root of size)",
 }
 """What a heat map of a measure is called."""
@@ -60,7 +63,7 @@ def shorten(name: str, width: int) -> str:
 
     Example:
         >>> shorten("encoder.layers.encoder_layer_11.mlp.0", 20)
-        'encoder.l..11.mlp.0'
+        'encoder.l.._11.mlp.0'
         >>> shorten("layers.0", 20)
         'layers.0'
     """

@@ -28,14 +28,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+_ID = {"ridge": "ID %", "online": "online %"}
+
+
 def profile_table(
     run: Run | Iterable[Row], name_width: int = 30, most_sets: int = 3, arrow: str = "◀"
 ) -> Table:
     """Return the profile at the end of a run as a rich table.
 
-    One line per layer: index, name, dimension, ridge probe on the in-distribution set and on each
-    out-of-distribution set in percent, numerical rank, and the rules by which the tunnel starts there. Line 0
-    is the raw pixels, the last the network's own accuracy. A dash stands for what was not measured.
+    One line per layer: index, name, dimension, ridge probe (online probe where there is no ridge one) on the
+    in-distribution set and ridge probe on each out-of-distribution set in percent, numerical rank, and the
+    rules by which the tunnel starts there. Line 0 is the raw pixels, the last the network's own accuracy. A
+    dash stands for what was not measured.
 
     Args:
         run: a run, or rows of one.
@@ -58,24 +62,23 @@ def profile_table(
 
     rows = run.rows if isinstance(run, Run) else list(run)
     own = id_dataset(rows)
-    probe, rank = curve(rows), curve(rows, *RANK)
-    if not probe.layer and not rank.layer:
-        raise RunError("There is no profile to show: the rows hold no ridge probes and no numerical ranks.")
-    ood = [c for name in ood_datasets(rows) if (c := curve(rows, dataset=name)).layer]
+    probe, ood, rank = _curves(rows)
+    if not (probe.layer or ood or rank.layer):
+        raise RunError("There is no profile to show: the rows hold no probes and no numerical ranks.")
     marks: dict[int | None, list[str]] = {}
     for rule, found in tunnels(rows).items():
         marks.setdefault(found.start, []).append(RULE_LABELS[rule])
     marks.pop(None, None)
 
-    columns: list[tuple[str, dict[int, str], bool]] = []
+    columns: list[tuple[str, dict[int, str]]] = []
     if probe.layer:
-        columns.append((f"{own}\nID %", _percents(probe), False))
+        columns.append((f"{own}\n{_ID[probe.variant]}", _percents(probe)))
     if len(ood) > most_sets:
-        columns.append((f"{len(ood)} sets\nOOD %", _means(ood), True))
+        columns.append((f"{len(ood)} sets\nOOD %", _means(ood)))
     else:
-        columns += [(f"{shorten(c.dataset, 12)}\nOOD %", _percents(c), True) for c in ood]
+        columns += [(f"{shorten(c.dataset, 12)}\nOOD %", _percents(c)) for c in ood]
     if rank.layer:
-        columns.append(("rank", {i: _whole(v) for i, v in zip(rank.index, rank.value, strict=True)}, False))
+        columns.append(("rank", {i: _whole(v) for i, v in zip(rank.index, rank.value, strict=True)}))
 
     table = Table(
         box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False
@@ -83,7 +86,7 @@ def profile_table(
     table.add_column(Text("#"), justify="right", style="dim")
     table.add_column(Text("layer"), no_wrap=True)
     table.add_column(Text("dim"), justify="right", style="dim")
-    for header, _, _ in columns:
+    for header, _ in columns:
         table.add_column(Text(header), justify="right")
     table.add_column(Text("tunnel starts"), no_wrap=True, style="bold cyan")
 
@@ -91,7 +94,7 @@ def profile_table(
     for index in sorted(layers):
         name, dim = layers[index]
         name = "raw pixels" if name == INPUT else shorten(name, name_width)
-        cells = [values.get(int(index), "-") for _, values, _ in columns]
+        cells = [values.get(int(index), "-") for _, values in columns]
         mark = f"{arrow} {', '.join(marks[index])}" if index in marks else ""
         # Text, not str: a layer's name may hold brackets, which are markup in rich.
         table.add_row(
@@ -110,11 +113,8 @@ def print_profile(run: Run, console: Console | None = None) -> None:
     """Print a run's profile: the table, what each rule says in words, and where to look further.
 
     Args:
-        run: the run.
+        run: the run; one without probes and ranks gets the last part alone.
         console: default: standard output, 80 columns where it is no terminal.
-
-    Raises:
-        RunError: there are no probes and no ranks to show.
     """
     from rich.console import Console
     from rich.table import Table
@@ -122,35 +122,46 @@ def print_profile(run: Run, console: Console | None = None) -> None:
 
     console = console or Console()
     rows = run.rows
-    probe, rank = curve(rows), curve(rows, *RANK)
-    table = _fitting(rows, console)
-    words = Table.grid(padding=(0, 2))
-    words.add_column(no_wrap=True, style="bold cyan")
-    words.add_column()
-    for rule, found in tunnels(rows).items():
-        words.add_row(Text(f"{RULE_LABELS[rule]} rule"), Text(found.note))
-    kept = {
-        r.dataset: f"{r.dataset} {100 * r.value:.0f} %"
-        for r in rows
-        if r.layer == NETWORK and r.measure == "ood_retained" and r.step == probe.step
-    }
-    if kept:
-        text = f"of the best layer's transfer the last layer keeps: {', '.join(kept.values())}"
-        words.add_row(Text("kept"), Text(text))
-    last = probe if probe.layer else rank
-    legend = ["ID, OOD: ridge probe on frozen features"] if probe.layer else []
-    legend += ["rank: covariance eigenvalues above 1e-3 of the largest"] if rank.layer else []
-
+    probe, ood, rank = _curves(rows)
+    shown = [c for c in (probe, *ood, rank) if c.layer]
     console.print()
-    console.print(Text(f"{run.id}, epoch {last.epoch}, step {last.step}", style="bold"))
-    console.print(table)
-    console.print(Text("; ".join(legend), style="dim"))
-    console.print()
-    console.print(words)
-    console.print()
+    if shown:
+        console.print(Text(f"{run.id}, epoch {shown[0].epoch}, step {shown[0].step}", style="bold"))
+        console.print(_fitting(rows, console))
+        legend = ["ID, OOD: ridge probe on frozen features"] if probe.variant == "ridge" or ood else []
+        legend += ["rank: covariance eigenvalues above 1e-3 of the largest"] if rank.layer else []
+        console.print(Text("; ".join(legend), style="dim"))
+        words = Table.grid(padding=(0, 2))
+        words.add_column(no_wrap=True, style="bold cyan")
+        words.add_column()
+        for rule, found in tunnels(rows).items():
+            words.add_row(Text(f"{RULE_LABELS[rule]} rule"), Text(found.note))
+        if kept := _kept(rows, ood):
+            text = f"of the best layer's transfer the last layer keeps: {', '.join(kept)}"
+            words.add_row(Text("kept"), Text(text))
+        console.print()
+        console.print(words)
+        console.print()
     # Commands and paths are never broken over lines: they are there to be copied.
     console.print(Text(f"run folder   {run.path}"), soft_wrap=True)
     console.print(Text(f"TensorBoard  tensorboard --logdir {shlex.quote(str(run.path))}"), soft_wrap=True)
+
+
+def _curves(rows: list[Row]) -> tuple[Curve, list[Curve], Curve]:
+    """The in-distribution probe, the out-of-distribution probes and the rank."""
+    probe = curve(rows)
+    probe = probe if probe.layer else curve(rows, variant="online")
+    ood = [c for name in ood_datasets(rows) if (c := curve(rows, dataset=name)).layer]
+    return probe, ood, curve(rows, *RANK)
+
+
+def _kept(rows: list[Row], ood: list[Curve]) -> list[str]:
+    at = {(c.dataset, c.step) for c in ood}
+    return [
+        f"{r.dataset} {r.value:.0f} %"  # a percentage, as in Harun et al.
+        for r in rows
+        if r.measure == "ood_retained" and (r.dataset, r.step) in at and np.isfinite(r.value)
+    ]
 
 
 def _fitting(rows: list[Row], console: Console) -> Table:

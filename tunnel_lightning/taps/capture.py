@@ -6,7 +6,6 @@ from types import TracebackType
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from tunnel_lightning.taps.costs import costs, plain
@@ -16,6 +15,7 @@ from tunnel_lightning.taps.resolve import Candidate, candidates, is_weighted
 from tunnel_lightning.taps.spec import Pool, Role, Tap, TapSpec
 
 MAX_INPUT_FEATURES = 3072
+_CLASSIFIERS = frozenset(("classifier", "head", "fc", "logits"))
 
 
 class Taps:
@@ -25,7 +25,8 @@ class Taps:
     (`dry_run`, or a real one ended by `take`) tells which modules run, in which order and how often; only
     then are `layers` known. Calls beyond those known, and all calls inside a backward pass, are ignored: they
     are recomputation under activation checkpointing. With `torch.compile`, make the taps before the first
-    compiled call. A copy of the network (deepcopy, pickle) does not capture.
+    compiled call (activation checkpointing inside it then breaks the graph, so not with `fullgraph=True`). A
+    copy of the network (deepcopy, pickle) does not capture.
 
     Args:
         model: Any network. It is not changed, but for the hooks.
@@ -269,9 +270,9 @@ class Taps:
                 f"{type(self.model).__name__} that runs and is not the classifier; choose another kind or "
                 "name layers by globs."
             )
-        # Hooks that only helped to find the head have done their work.
+        # Hooks that capture nothing (they helped to find the head, or never fire) have done their work.
         for hook in self._hooks:
-            if not hook.wanted:
+            if not any(hook.plans):
                 self._handles.pop(hook.number).remove()
         self._taps = chosen
         self._state.calls.clear()
@@ -315,25 +316,22 @@ class Taps:
     def _find_head(self) -> int | None:
         """Position, among the calls, of the classifier's last."""
         ran = [
-            (i, self._hooks[number].candidate.module, shape)
+            (i, self._hooks[number].candidate, shape)
             for i, (number, shape) in enumerate(self._state.calls)
             if shape and is_weighted(self._hooks[number].candidate.module)
         ]
         for owner in (self.model, *self.model.children()):
             named = getattr(owner, "head", None)
-            at = [i for i, module, _ in ran if module is named]
+            at = [i for i, candidate, _ in ran if candidate.module is named]
             if isinstance(named, nn.Linear) and at:
                 return at[-1]
         if not ran:
             return None
-        # A trunk without a classifier ends in tokens, or in a convolution that a normalisation follows, which
-        # has no bias; SqueezeNet's classifier is a 1x1 convolution with one.
-        last, module, shape = ran[-1]
-        if isinstance(module, _ConvNd):
-            is_head = module.bias is not None and all(size == 1 for size in module.kernel_size)
-        else:
-            is_head = len(shape) == 2
-        return last if is_head else None
+        # A trunk without a classifier ends in a convolution or in tokens. Only its name tells a classifier
+        # that is a convolution (SqueezeNet's) from a trunk's last one.
+        last, candidate, shape = ran[-1]
+        is_linear = isinstance(candidate.module, nn.Linear) and len(shape) == 2
+        return last if is_linear or _CLASSIFIERS.intersection(candidate.path.split(".")) else None
 
 
 def tap(

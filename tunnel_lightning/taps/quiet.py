@@ -60,7 +60,3 @@ def quiet(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
-        # Autocast keeps the half-precision copies of weights it made here, and they know no gradient: a
-        # training forward in the same autocast region would use them and leave those weights without
-        # gradients.
-        torch.clear_autocast_cache()

@@ -20,9 +20,9 @@ class TapSpec:
             modules), `all` (every module without children, and the blocks). Anything else is a glob over
             module paths, where `*` crosses dots: `stages.*.conv2`; a suffix `#2` takes the second call only
             of a module that runs several times: `relu#2`.
-        pool: How a map [B, C, H, W] becomes [B, D]. `2x2`: adaptive average to 2 x 2, D = 4 C; maps
-            at most 2 wide are flattened (Harun et al., "What Variables Affect Out-of-Distribution
-            Generalization in Pretrained Models?", 2024). `avg`: global average, D = C. `flatten`: every value. `token`: the
+        pool: How a map [B, C, H, W] becomes [B, D]. `2x2`: adaptive average to 2 x 2, D = 4 C; maps at most
+            2 wide are flattened (Harun et al., "What Variables Affect Out-of-Distribution Generalization in
+            Pretrained Models?", 2024). `avg`: global average, D = C. `flatten`: every value. `token`: the
             first (class) token, `avg` for maps. Tokens [B, T, C] under `2x2` and `avg`: the mean of the patch
             tokens, class token left out.
         max_features: Keep at most this many columns of each layer: a fixed random subset, the same for every
