@@ -102,6 +102,7 @@ def test_every_drawing_of_every_font_shows_ink_of_its_own(alphabet):
 def test_fonts_that_lack_a_character_are_left_out():
     assert draw("A", "DejaVuSansDisplay") is None
     assert draw("É", "cmr10") is None
+    assert draw(" ", "DejaVuSans") is None  # there, but without ink
     assert draw("Я", "STIXGeneral") is not None
     assert "LastResortHE-Regular" not in text_fonts()
     assert len(text_fonts()) >= 15

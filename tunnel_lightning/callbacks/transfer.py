@@ -24,7 +24,7 @@ from tunnel_lightning.measures import (
     ood_retained,
 )
 from tunnel_lightning.runs import NETWORK, Row
-from tunnel_lightning.taps import Tap, TapSpec
+from tunnel_lightning.taps import Tap, TapSpec, untouched_rng
 
 
 @dataclass
@@ -94,8 +94,9 @@ class TransferMonitor(LayerCallback):
         if stage != "fit":
             return
         if trainer.is_global_zero:
-            for data in self.options.ood:
-                data.prepare_data()
+            with untouched_rng():
+                for data in self.options.ood:
+                    data.prepare_data()
         trainer.strategy.barrier("transfer sets are there")
 
     def begin(self) -> None:

@@ -16,7 +16,7 @@ from tunnel_lightning.callbacks.batches import Target, first_of, fixed_batches, 
 from tunnel_lightning.callbacks.publish import Publisher
 from tunnel_lightning.measures import LayerValue, Measure, accumulate, values_of
 from tunnel_lightning.runs import LayerInfo, ProfileTable, Row, run_id_of, write_layers, write_manifest
-from tunnel_lightning.taps import Tap, Taps, TapSpec
+from tunnel_lightning.taps import Tap, Taps, TapSpec, untouched_rng
 
 if TYPE_CHECKING:
     from tunnel_lightning.callbacks.base import LayerCallback
@@ -254,6 +254,10 @@ class Watch:
         """
         if not parts or self.profiled_at == self.step:
             return []
+        with untouched_rng():  # other people's data sets and loaders draw from the global generators
+            return self._profile(parts, epoch)
+
+    def _profile(self, parts: Sequence[LayerCallback], epoch: int | None) -> list[Row]:
         self.profiled_at = self.step
         self._epoch = self.trainer.current_epoch if epoch is None else epoch
         if not self.begun:

@@ -113,7 +113,7 @@ def characters_of(alphabet: str) -> str:
                 f"Glyphs: no font shows the character {character!r} (U+{ord(character):04X}) of the alphabet "
                 f"{alphabet!r}: leave it out, or name alphabets from {', '.join(ALPHABETS)} joined by '+'."
             )
-        seen.setdefault(character, character)
+        seen.setdefault(pixels.tobytes(), character)
     if not seen:
         raise ValueError(f"Glyphs: the alphabet is empty: name one of {', '.join(ALPHABETS)}, or characters.")
     return "".join(seen.values())
