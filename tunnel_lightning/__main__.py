@@ -9,7 +9,7 @@ COMMANDS = {
     "fit": "train a network and watch every layer; --resume RUN goes on in a run folder",
     "validate": "accuracy of a checkpoint on the validation images",
     "test": "accuracy of a checkpoint on the test images",
-    "predict": "class probabilities of a checkpoint for the test images",
+    "predict": "class probabilities of a checkpoint for the test images, as a table",
 }
 
 USAGE = """usage: python -m tunnel_lightning COMMAND [options]
@@ -51,19 +51,24 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(argv)
     except (ValueError, FileNotFoundError, RuntimeError, TypeError) as error:
-        if os.environ.get("TUNNEL_TRACEBACK") or not _is_said_by_us(error):
+        said = _said_by_us(error)
+        if said is None or os.environ.get("TUNNEL_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         return 1
     return 0
 
 
-def _is_said_by_us(error: BaseException) -> bool:
-    """Whether the package itself raised the error: then its sentence says all, and a traceback would hide it."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tunnel_lightning")
+def _said_by_us(error: BaseException | None) -> BaseException | None:
+    """The error, or the one behind it, that the package itself raised: its sentence says all, without a traceback."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        if trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tunnel_lightning"):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 if __name__ == "__main__":

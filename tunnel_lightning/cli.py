@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import os
+import shutil
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import torch
 from jsonargparse import ActionConfigFile, set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
@@ -23,7 +27,7 @@ import tunnel_lightning.data  # noqa: F401
 from tunnel_lightning.callbacks import LayerMonitor, RunFolder
 from tunnel_lightning.callbacks.run_folder import prepare_resume
 from tunnel_lightning.module import Classifier
-from tunnel_lightning.runs import load_run, new_run_folder
+from tunnel_lightning.runs import PROFILE_FILE, load_run, new_run_folder
 
 FOLDER_VARIABLE = "TUNNEL_RUN_FOLDER"
 
@@ -37,6 +41,15 @@ class Resume(argparse.Action):
         if config.is_file():
             ActionConfigFile.apply_config(parser, namespace, "config", str(config))
         setattr(namespace, self.dest, values)
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in a line or two; LightningCLI's usage is 200 lines long."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print the error alone and exit with 2."""
+        print(f"error: {message}\n(all options: python -m tunnel_lightning COMMAND --help)", file=sys.stderr)
+        sys.exit(2)
 
 
 class TunnelCLI(LightningCLI):
@@ -56,6 +69,8 @@ class TunnelCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_argument("--out", type=str, default="predictions.csv", help="The table to write.")
         if subcommand == "fit":
             parser.add_argument(
                 "--resume", action=Resume, help="A run folder to go on in, with its own config."
@@ -74,28 +89,32 @@ class TunnelCLI(LightningCLI):
         if self.subcommand == "fit" and not config.fast_dev_run:
             self.folder = Path(resume) if resume else self._new_folder()
             if config.logger in (None, True):
-                kwargs["logger"] = TensorBoardLogger(
-                    self.folder.parent.parent,
-                    self.folder.parent.name,
-                    self.folder.name,
-                    default_hp_metric=False,
-                )
-            callbacks.append(
-                RunFolder(self.folder, self._config_text(), self._get(self.config, "seed_everything"))
-            )
+                runs, name = self.folder.parent.parent, self.folder.parent.name
+                kwargs["logger"] = TensorBoardLogger(runs, name, self.folder.name, default_hp_metric=False)
+            seed = self._get(self.config, "seed_everything")
+            callbacks.append(RunFolder(self.folder, self._config_text(), seed))
             if config.enable_checkpointing is not False:
-                callbacks.append(
-                    ModelCheckpoint(
-                        self.folder / "checkpoints",
-                        "best",
-                        monitor="val/accuracy",
-                        mode="max",
-                        save_last=True,
-                        save_on_train_epoch_end=True,
-                        enable_version_counter=False,
-                    )
-                )
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+                callbacks += self._checkpoints(validates=config.limit_val_batches != 0)
+        elif config.logger is None:
+            kwargs["logger"] = False  # else Lightning would make a folder of its own for a single number
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except Exception:
+            self._forget_folder()
+            raise
+
+    def _checkpoints(self, validates: bool) -> list[ModelCheckpoint]:
+        assert self.folder is not None
+        common: dict[str, Any] = {
+            "dirpath": self.folder / "checkpoints",
+            "save_on_train_epoch_end": True,
+            "enable_version_counter": False,
+        }
+        # Two, since with save_last=True Lightning writes the last one only where the best one changes.
+        last = ModelCheckpoint(filename="last", **common)
+        return [ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **common), last][
+            not validates :
+        ]
 
     def _new_folder(self) -> Path:
         # processes that Lightning starts for the other devices run this line too: they find the first one's folder
@@ -109,16 +128,30 @@ class TunnelCLI(LightningCLI):
         config.pop("resume", None)
         return parser.dump(config, skip_none=False)
 
+    def _forget_folder(self) -> None:
+        """Leave nothing of a new run that did not get as far as its first step."""
+        if self.folder is not None and self.checkpoint is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, from a checkpoint of the run folder with ``--resume``."""
         if self.checkpoint is not None:
             kwargs["ckpt_path"] = self.checkpoint
-        self.trainer.fit(model, datamodule=datamodule, **{"weights_only": True, **kwargs})
-
-    def after_fit(self) -> None:
-        """Print the last profile, where the run is, and how to look at it."""
+        try:
+            self.trainer.fit(model, datamodule=datamodule, **{"weights_only": True, **kwargs})
+        except Exception:
+            if self.trainer.global_step == 0:
+                self._forget_folder()
+            raise
         if self.folder is not None:
             print_run(self.folder)
+
+    def predict(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
+        """Write the class probabilities of the test images to a table."""
+        batches = self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": True})
+        write_predictions(
+            batches or [], getattr(datamodule, "class_names", None), self._get(self.config, "out")
+        )
 
 
 @rank_zero_only
@@ -126,7 +159,26 @@ def print_run(folder: Path) -> None:
     """Print the last profile of a run folder."""
     from tunnel_lightning.report import print_profile
 
-    print_profile(load_run(folder))
+    if (folder / PROFILE_FILE).exists():
+        print_profile(load_run(folder))
+    else:
+        print(f"run folder   {folder} (nothing was watched)")
+
+
+def write_predictions(batches: Sequence[Any], class_names: Sequence[str] | None, out: str) -> None:
+    """Write one line per image: its number, the likeliest class and every class's probability."""
+    if not batches:
+        raise ValueError("there is nothing to predict: the set has no test images")
+    probabilities = torch.cat([batch["probabilities"] for batch in batches])
+    names = list(class_names or map(str, range(probabilities.shape[1])))
+    beside = Path(f"{out}.tmp")
+    with beside.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "label", *names])
+        for number, row in enumerate(probabilities.tolist()):
+            table.writerow([number, names[row.index(max(row))], *(f"{value:.6f}" for value in row)])
+    beside.replace(out)
+    print(f"{len(probabilities)} predictions in {out}")
 
 
 def run(argv: list[str]) -> None:
@@ -137,11 +189,14 @@ def run(argv: list[str]) -> None:
     logging.getLogger("lightning.fabric.utilities.seed").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     TunnelCLI(
         Classifier,
         LightningDataModule,
         subclass_mode_data=True,
+        parser_class=Parser,
         save_config_callback=None,
         trainer_defaults={"enable_model_summary": False},
         seed_everything_default=0,
