@@ -25,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import tunnel_lightning.backbones
 import tunnel_lightning.data  # noqa: F401
 from tunnel_lightning.callbacks import LayerMonitor, RunFolder
+from tunnel_lightning.callbacks.publish import hyperparameters
 from tunnel_lightning.callbacks.run_folder import prepare_resume
 from tunnel_lightning.module import Classifier
 from tunnel_lightning.runs import PROFILE_FILE, load_run, new_run_folder
@@ -137,6 +138,8 @@ class TunnelCLI(LightningCLI):
         """Train, from a checkpoint of the run folder with ``--resume``."""
         if self.checkpoint is not None:
             kwargs["ckpt_path"] = self.checkpoint
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams(hyperparameters(self.config[self.subcommand].as_dict()))
         try:
             self.trainer.fit(model, datamodule=datamodule, **{"weights_only": True, **kwargs})
         except Exception:

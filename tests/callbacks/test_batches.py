@@ -23,7 +23,9 @@ def test_labels_are_found(batch, target):
     assert target_of(batch, target) is Y
 
 
-@pytest.mark.parametrize(("batch", "target"), [((X,), None), ({"image": X}, None), ((X, Y), 5), ((X, Y), "label")])
+@pytest.mark.parametrize(
+    ("batch", "target"), [((X,), None), ({"image": X}, None), ((X, Y), 5), ((X, Y), "label")]
+)
 def test_missing_labels_are_said(batch, target):
     with pytest.raises(ValueError, match="no labels found"):
         target_of(batch, target)
@@ -43,11 +45,13 @@ def test_first_loader_of_many():
 
 
 def test_fixed_batches_are_spread_evenly_and_shared_without_doubles():
-    loader = DataLoader(TensorDataset(torch.arange(100.0)[:, None], torch.arange(100)), batch_size=7, shuffle=True)
+    loader = DataLoader(
+        TensorDataset(torch.arange(100.0)[:, None], torch.arange(100)), batch_size=7, shuffle=True
+    )
     labels = torch.cat([y for _, y in fixed_batches(loader, 10)])
     assert labels.tolist() == [0, 11, 22, 33, 44, 55, 66, 77, 88, 99]
     shares = [torch.cat([y for _, y in fixed_batches(loader, None, rank, 3)]).tolist() for rank in range(3)]
-    assert sorted(sum(shares, [])) == list(range(100))
+    assert sorted(label for share in shares for label in share) == list(range(100))
 
 
 def test_fixed_batches_leave_the_samplers_generator_alone():

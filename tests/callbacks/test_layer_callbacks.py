@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import CSVLogger
-from toys import CLASSES, Data, Images, Lit, OtherData
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
+from toys import CLASSES, Data, Images, Lit, OtherData
 
 from tunnel_lightning.callbacks import (
     LayerMonitor,
@@ -295,4 +295,47 @@ def test_a_compiled_network_is_watched_all_the_same(train, compiled):
 
     probes = OnlineProbes(profile=SCHEDULE)
     train([probes], module=Compiled(), epochs=1)
+    assert {row.layer for row in probes.watch.memory} == {"input", "0", "4", "7", "network"}
+
+
+def test_too_large_a_profile_is_refused_before_training(train):
+    class Wide(Lit):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(64, 40_000), nn.Linear(40_000, CLASSES))
+
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("trained")
+
+    with pytest.raises(ValueError, match=r"taps\.max_features"):
+        train([RankMonitor(profile=Schedule(start=False))], module=Wide())
+
+
+def test_a_module_that_prepares_its_images_is_called_as_a_whole(train, tmp_path):
+    class Flat(Lit):
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, CLASSES))
+
+        def forward(self, x):
+            return self.net(x.flatten(1))
+
+    ranks = RankMonitor(profile=SCHEDULE)
+    train([ranks], module=Flat(), logger=CSVLogger(tmp_path, name="flat"), epochs=1)
+    run = load_run(tmp_path / "flat" / "version_0")
+    assert [(layer.name, layer.flops) for layer in run.layers] == [("input", 0), ("0", 2048), ("2", 160)]
+
+
+def test_a_module_without_forward_is_called_by_its_network(train):
+    class NoForward(Lit):
+        forward = LightningModule.forward
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch, batch_idx):
+            pass
+
+    probes = OnlineProbes(profile=SCHEDULE)
+    train([probes], module=NoForward(), epochs=1)
     assert {row.layer for row in probes.watch.memory} == {"input", "0", "4", "7", "network"}

@@ -1,14 +1,19 @@
 """The second promise: a resumed run equals the uninterrupted one."""
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from toys import OtherData
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+from toys import Data, Images, OtherData
 
 from tunnel_lightning.callbacks import LayerMonitor, RunFolder, Schedule, TransferOptions
-from tunnel_lightning.callbacks.run_folder import prepare_resume
+from tunnel_lightning.callbacks.run_folder import drop_events, prepare_resume, random_state, set_random_state
+from tunnel_lightning.data import DeviceLoader
 from tunnel_lightning.runs import ProfileTable
 
 
@@ -88,3 +93,60 @@ def test_a_mid_epoch_checkpoint_with_a_plain_loader_is_refused(train, tmp_path):
     train(callbacks_, epochs=1, max_steps=3, enable_checkpointing=True)
     with pytest.raises(ValueError, match="can't go on from there"):
         prepare_resume(Path(tmp_path / "run"))
+
+
+class Resident(Data):
+    """The same clusters through the loader that keeps its place."""
+
+    def train_dataloader(self):
+        images = Images(160, 0)
+        pixels = (images.x * 40 + 128).clamp(0, 255).to(torch.uint8)
+        return DeviceLoader(pixels, images.y, 32, [0.5], [0.25], shuffle=True, pad=1, flip=True)
+
+
+@pytest.mark.parametrize("stop", [7, 9])
+def test_mid_epoch_with_the_resident_loader_equals_uninterrupted(train, tmp_path, stop):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    schedule = Schedule(steps=[3, 8], every_n_epochs=1)
+    options = {"enable_checkpointing": True, "epochs": 4}
+
+    def fresh(folder):
+        monitor, keep, end = callbacks(folder, schedule)
+        now = ModelCheckpoint(
+            folder / "checkpoints", "last", every_n_train_steps=stop, enable_version_counter=False
+        )
+        return [monitor, keep, now] if folder == parts else [monitor, keep, end]
+
+    _, straight = train(fresh(whole), data=Resident(), **options)
+    train(fresh(parts), data=Resident(), max_steps=stop, **options)
+    checkpoint = prepare_resume(parts)
+    torch.rand(100)
+    _, again = train(fresh(parts), data=Resident(), ckpt_path=checkpoint, weights_only=True, **options)
+    for key, value in straight.state_dict().items():
+        assert torch.equal(value, again.state_dict()[key]), key
+    # the first part ended at `stop` and profiled there; the change of weights is counted from there
+    expected = [row for row in table(whole) if row.measure != "weight_change"]
+    found = [row for row in table(parts) if row.measure != "weight_change" and row.step != stop]
+    assert_same_rows(expected, found)
+
+
+def test_random_states_come_back():
+    torch.rand(3), np.random.rand(3), random.random()
+    state = random_state()
+    first = torch.rand(5).tolist(), np.random.randn(5).tolist(), random.gauss(0, 1)
+    set_random_state(state)
+    assert (torch.rand(5).tolist(), np.random.randn(5).tolist(), random.gauss(0, 1)) == first
+
+
+def test_only_events_after_the_checkpoint_are_dropped(tmp_path):
+    writer = SummaryWriter(tmp_path)
+    for step in range(10):
+        writer.add_scalar("a", step * 1.0, step)
+    writer.close()
+    (path,) = tmp_path.iterdir()
+    assert drop_events(path, 6) == 3
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("a")] == [(step, float(step)) for step in range(7)]
+    assert drop_events(path, 6) == 0
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,51 +1,153 @@
-"""Scalars and figures of the layers, to whatever loggers a Trainer has."""
+"""Scalars, figures and hyper-parameters of a run, to whatever loggers its Trainer has."""
 
 from __future__ import annotations
 
+import inspect
+import math
+import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from pydoc import locate
+from typing import Any, NamedTuple
 
+import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch.utils.tensorboard.summary import hparams
 
 from tunnel_lightning.report.figures import depth_profile, heat_map, save, to_image
-from tunnel_lightning.runs import NETWORK, Row, tunnels
+from tunnel_lightning.runs import INPUT, NETWORK, RULES, ProfileTable, Row, RunError, id_dataset, tunnels
 from tunnel_lightning.taps import Tap
 
-HEAT_MAPS = (
-    ("probe_accuracy", "ridge"),
-    ("probe_accuracy", "online"),
-    ("rank_cov", "rtol=1e-3"),
-    ("effective_rank", "cov"),
-    ("variance_ratio", "l2"),
-    ("weight_change", "l2_per_sqrt_n"),
-)
+HEAT_MAP_DPI = 100
+HEAT_MAPS, DEPTH_PROFILE = "depth_vs_epoch", "depth_profile"
+"""Names of the pictures: TensorBoard's first page shows its first two groups by name, and these are they."""
+HEAT_MAP_SHARE = 0.02
+"""Share of the run's time that drawing heat maps may take: a long run always has the newest, a short one the last."""
+
+
+class Chart(NamedTuple):
+    """Where a measure is shown: its part of the custom scalars page, its title, and whether it has a heat map."""
+
+    part: str
+    title: str
+    heat_map: bool = False
+
+
+RUN, TRANSFER, OTHER = "The run", "Transfer", "Other measures"
+PARTS = (RUN, "Probes", TRANSFER, "Ranks", "Class variance", "Weights", OTHER)
+CHARTS = {
+    ("probe_accuracy", "ridge"): Chart("Probes", "Ridge probe accuracy", True),
+    ("probe_accuracy", "online"): Chart("Probes", "Online probe accuracy", True),
+    ("probe_loss", "online"): Chart("Probes", "Online probe loss"),
+    ("online_accuracy", ""): Chart("Probes", "Online probe accuracy"),
+    ("online_loss", ""): Chart("Probes", "Online probe loss"),
+    ("rank_cov", "rtol=1e-3"): Chart("Ranks", "Numerical rank (rtol 1e-3)", True),
+    ("effective_rank", "cov"): Chart("Ranks", "Effective rank", True),
+    ("stable_rank", "cov"): Chart("Ranks", "Stable rank"),
+    ("participation_ratio", "cov"): Chart("Ranks", "Participation ratio"),
+    ("rankme", "raw"): Chart("Ranks", "RankMe"),
+    ("variance_ratio", "l2"): Chart("Class variance", "Inter- over intra-class variance", True),
+    ("variance_inter", "l2"): Chart("Class variance", "Inter-class variance"),
+    ("variance_intra", "l2"): Chart("Class variance", "Intra-class variance"),
+    ("weight_change", "l2_per_sqrt_n"): Chart("Weights", "Weight change since the last profile", True),
+}
+"""By measure and variant; one that is not here is shown too, among the other measures."""
+
+TABLE_ONLY = {
+    ("rank_cov", "rtol=torch"),
+    *((f"variance_{kind}", "raw") for kind in ("ratio", "inter", "intra")),
+}
+"""Second variants of a measure. A card for each of their layers would bury the first: the table has them."""
+
+
+def clean(tag: str) -> str:
+    """A tag as TensorBoard keeps it, so that it is one name in every logger.
+
+    Example:
+        >>> clean("layers/rank_cov_rtol=1e-3/02_relu#1")
+        'layers/rank_cov_rtol_1e-3/02_relu_1'
+    """
+    return re.sub(r"[^-/\w.]", "_", tag)
 
 
 def tag_of(row: Row) -> str:
-    """A scalar's name: what was measured first, so that the layers of one measure share one chart.
+    """A scalar's name. All layers' scalars are one group; in it the layers of one measure stand together.
 
     Example:
-        >>> tag_of(Row("", 0, 0, -1, "val", "Glyphs", "head", 3, "rank_cov", "rtol=1e-3", 12.0))
-        'rank_cov_rtol1e-3_Glyphs_val/03_head'
+        >>> row = Row("", 0, 0, -1, "val", "Glyphs", "head", 3, "rank_cov", "rtol=1e-3", 12.0)
+        >>> tag_of(row)
+        'layers/rank_cov_rtol_1e-3_Glyphs_val/03_head'
+        >>> tag_of(row._replace(layer="network", measure="accuracy"))
+        'network/accuracy_val'
+        >>> tag_of(row._replace(layer="network", measure="ood_retained", dataset="Digits"))
+        'network/ood_retained_Digits'
     """
-    measure = f"{row.measure}_{row.variant.replace('=', '')}_{row.dataset}_{row.split}"
-    return f"{measure}/{row.index:02d}_{row.layer}"
+    if row.layer == NETWORK:  # of the one set it was trained on, or of each other
+        return clean(f"network/{row.measure}_{row.split if row.measure == 'accuracy' else row.dataset}")
+    return clean(f"layers/{measured(row)}/{row.index:02d}_{row.layer}")
 
 
-def layout(tags: Iterable[str]) -> dict[str, dict[str, list[Any]]]:
-    """TensorBoard's custom scalars: one chart a measure, with a line for each layer.
+def measured(row: Row) -> str:
+    """What a row's scalar and heat map are of."""
+    return clean(f"{row.measure}_{row.variant}_{row.dataset}_{row.split}")
+
+
+def chart_of(row: Row) -> Chart:
+    """Where a layer's row is shown."""
+    named = Chart(OTHER, f"{row.measure} {row.variant}".replace("_", " ").capitalize(), True)
+    return CHARTS.get((row.measure, row.variant), named)
+
+
+def layout(charts: Iterable[tuple[Chart, Sequence[str]]]) -> dict[str, dict[str, list[Any]]]:
+    """TensorBoard's custom scalars: one chart a measure, with a line for each layer, in parts of a fixed order.
+
+    Args:
+        charts: charts, and regular expressions of the tags each shows.
 
     Example:
-        >>> layout(["online_loss/01_a", "online_loss/02_b"])
-        {'layers': {'online_loss': ['Multiline', ['^online_loss/.*']]}}
+        >>> layout([(Chart("Ranks", "RankMe"), ["^a/"]), (Chart("Probes", "Loss"), ["^b/"])])
+        {'Probes': {'Loss': ['Multiline', ['^b/']]}, 'Ranks': {'RankMe': ['Multiline', ['^a/']]}}
     """
-    measures = dict.fromkeys(tag.split("/")[0] for tag in tags if not tag.endswith(f"_{NETWORK}"))
-    # re.escape would also mask characters TensorBoard's own regular expressions do not take masked
-    charts = {m: ["Multiline", [f"^{m.replace('.', '[.]')}/.*"]] for m in measures}
-    return {"layers": charts}
+    parts: dict[str, dict[str, list[Any]]] = {part: {} for part in PARTS}
+    for chart, tags in charts:
+        parts[chart.part][chart.title] = ["Multiline", list(tags)]
+    return {part: of for part, of in parts.items() if of}
+
+
+def hyperparameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A short set of hyper-parameters from a command line's config: what a table of runs is sorted by.
+
+    Class names of the backbone, optimizer, schedule and data with their arguments: of the backbone all, of the
+    others those that differ from the class's default, and always learning rate, weight decay and batch size.
+
+    Example:
+        >>> hyperparameters({
+        ...     "model": {"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "foreach": None}}},
+        ...     "trainer": {"max_epochs": 3},
+        ... })
+        {'optimizer': 'SGD', 'optimizer.lr': 0.1, 'max_epochs': 3}
+    """
+    model, trainer = config.get("model") or {}, config.get("trainer") or {}
+    of = {name: model.get(name) for name in ("backbone", "optimizer", "lr_scheduler")}
+    found: dict[str, Any] = {}
+    for name, part in {**of, "data": config.get("data")}.items():
+        if not part:
+            continue
+        found[name] = part["class_path"].rsplit(".", 1)[-1]
+        defaults = inspect.signature(locate(part["class_path"])).parameters  # type: ignore[arg-type]
+        for key, value in (part.get("init_args") or {}).items():
+            if key in ("num_classes", "input_shape"):  # the data's, filled in after the config is written
+                continue
+            told = name == "backbone" or key in ("lr", "weight_decay", "batch_size")
+            if value is not None and (told or key not in defaults or defaults[key].default != value):
+                found[f"{name}.{key}"] = value
+    found |= {key: trainer.get(key) for key in ("max_epochs", "max_steps", "precision")}
+    found["seed"] = config.get("seed_everything")
+    return {key: value for key, value in found.items() if value not in (None, -1)}
 
 
 class Publisher:
@@ -54,94 +156,183 @@ class Publisher:
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
         self.folder: Path | None = None
-        self._known: set[str] = set()
+        self._charts: dict[Chart, list[str]] = {}
+        self._session = False
+        self._began = time.perf_counter()
+        self._drawing = 0.0  # seconds
+        self._drawn_at = -1  # step
 
+    @rank_zero_only
     def start(self, folder: Path | None) -> None:
-        """Where pictures are kept beside the loggers, or ``None``."""
+        """Where pictures are kept beside the loggers, or ``None``; a resumed run has its charts at once."""
         self.folder = folder
+        if folder is not None:
+            self._show_charts(ProfileTable(folder / "profile.csv").rows)
 
     @rank_zero_only
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Send scalars; a measure seen for the first time gets its chart in TensorBoard's custom scalars."""
-        new = set(values) - self._known
-        self._known |= new
-        for logger in self.trainer.loggers:
-            logger.log_metrics(dict(values), step=step)
-            if new and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_custom_scalars(layout(sorted(self._known)))
+        """Send scalars; a value that is not finite is left out, so that a line has a gap there."""
+        finite = {clean(tag): float(value) for tag, value in values.items() if math.isfinite(value)}
+        for logger in self.trainer.loggers if finite else ():
+            logger.log_metrics(finite, step=step)
 
+    @rank_zero_only
     def layers(self, measures: Mapping[str, Sequence[float]], taps: Sequence[Tap], step: int) -> None:
-        """Send one value a layer of each measure."""
-        self.scalars(
+        """Send one value a layer of each measure of the training batches."""
+        rows = [
+            Row("", step, 0, -1, "train", "", tap.name, tap.index, measure, "", value)
+            for measure, values in measures.items()
+            for tap, value in zip(taps, values, strict=True)
+        ]
+        self.scalars({f"layers/{r.measure}_train/{r.index:02d}_{r.layer}": r.value for r in rows}, step)
+        self._add_charts(
             {
-                f"{measure}/{tap.index:02d}_{tap.name}": value
-                for measure, values in measures.items()
-                for tap, value in zip(taps, values, strict=True)
-            },
-            step,
+                CHARTS[measure, ""]._replace(title=f"{CHARTS[measure, ''].title} · train"): [
+                    f"^layers/{measure}_train/"
+                ]
+                for measure in measures
+            }
         )
 
     @rank_zero_only
     def profile(self, memory: Sequence[Row], found: Sequence[Row]) -> None:
-        """Send one profile: its scalars, the depth profile and the heat maps over all profiles so far."""
+        """Send one profile: its scalars, the depth profile and, where it is time, the heat maps of all so far."""
         if not found:
             return
         step = found[0].step
-        starts = {
-            f"tunnel/{rule}": float(t.start) for rule, t in tunnels(found).items() if t.start is not None
-        }
-        self.scalars({tag_of(row): row.value for row in found} | starts, step)
-        pictures = any(
-            isinstance(logger, (TensorBoardLogger, WandbLogger)) for logger in self.trainer.loggers
-        )
-        if pictures or self.folder is not None:
-            figure = depth_profile(found)
-            self._figure("depth_profile", figure, step)
-            if self.folder is not None:
-                save(figure, self.folder / "profile.png")
-        if not pictures:
-            return
-        kinds = dict.fromkeys((row.measure, row.variant, row.dataset) for row in found)
-        for measure, variant, dataset in kinds:
-            if (measure, variant) in HEAT_MAPS:
-                name = f"heat_map/{measure}_{variant.replace('=', '')}_{dataset}"
-                self._figure(name, heat_map(memory, measure, variant, dataset), step)
+        rows = [row for row in found if (row.measure, row.variant) not in TABLE_ONLY]
+        starts = {f"tunnel/{rule}": t.start for rule, t in tunnels(found).items() if t.start is not None}
+        self.scalars({tag_of(row): row.value for row in rows} | starts, step)
+        self._show_charts(rows)
+        self._open_session(rows)
+        self._depth_profile(found, step)
+        several = any(row.step != step for row in memory)
+        if several and self._drawing <= HEAT_MAP_SHARE * (time.perf_counter() - self._began):
+            self._heat_maps(memory, step)
+        for logger in self.trainer.loggers:
+            logger.save()  # TensorBoard's writer would keep it for up to two minutes
 
     @rank_zero_only
     def finish(self, memory: Sequence[Row]) -> None:
-        """Send the hyper-parameters with what the run came to: its accuracy and where its tunnel starts."""
+        """Send what is final: the heat maps of the whole run, and that it came to its end."""
         if not memory:
             return
-        last = [row for row in memory if row.step == memory[-1].step]
-        metrics = {
-            f"tunnel/{rule}": float(t.start) for rule, t in tunnels(last).items() if t.start is not None
-        }
-        metrics |= {
-            f"accuracy_{row.dataset}_{row.split}": row.value
-            for row in last
-            if row.layer == NETWORK and row.measure == "accuracy"
-        }
+        if self._drawn_at != memory[-1].step:
+            self._heat_maps(memory, memory[-1].step)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and self._session:
+                logger.experiment._get_file_writer().add_summary(hparams({}, {})[2])
+            logger.save()
+
+    # -- charts and hyper-parameters, TensorBoard alone ------------------------------------------------------
+
+    def _show_charts(self, rows: Sequence[Row]) -> None:
+        """Give each measure of the rows its chart."""
+        own, charts, order = id_dataset(rows), {}, list(CHARTS)
+
+        def place(row: Row) -> int:
+            kind = row.measure, row.variant
+            return order.index(kind) if kind in CHARTS else len(order)
+
+        for row in sorted(rows, key=place):
+            if row.layer in (INPUT, NETWORK) or (row.measure, row.variant) in TABLE_ONLY:
+                continue
+            chart = chart_of(row)
+            of_network = (
+                ["^network/accuracy_"] if row.measure == "probe_accuracy" and row.dataset == own else []
+            )
+            part = chart.part if row.dataset == own else TRANSFER
+            chart = chart._replace(part=part, title=f"{chart.title} · {row.dataset} {row.split}")
+            charts[chart] = [f"^layers/{re.escape(measured(row))}/", *of_network]
+        network = {row.measure for row in rows if row.layer == NETWORK}
+        if network and charts:
+            charts[Chart(RUN, "The tunnel starts at layer")] = ["^tunnel/"]
+        if "accuracy" in network:
+            charts[Chart(RUN, "Accuracy of the network")] = ["^network/accuracy_", "^train/accuracy$"]
+        if "ood_retained" in network:
+            charts[Chart(TRANSFER, "Kept by the last layer of the best one's (%)")] = [
+                "^network/ood_retained_"
+            ]
+        if "id_ood_pearson" in network:
+            charts[Chart(TRANSFER, "ID and OOD: correlation, alignment")] = ["^network/id_ood_"]
+        self._add_charts(charts)
+
+    def _add_charts(self, charts: Mapping[Chart, list[str]]) -> None:
+        if charts.keys() <= self._charts.keys():
+            return
+        self._charts |= charts
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                params = {**self._hparams(), **dict(logger.hparams)}
-                logger.log_hyperparams(
-                    params, metrics={f"hparams/{key}": value for key, value in metrics.items()}
-                )
+                logger.experiment.add_custom_scalars(layout(self._charts.items()))
 
-    def _hparams(self) -> dict[str, Any]:
-        return dict(self.trainer.lightning_module.hparams)
-
-    def _figure(self, name: str, figure: Any, step: int) -> None:
+    def _open_session(self, rows: Sequence[Row]) -> None:
+        """Put the run into TensorBoard's table of hyper-parameters, whose metrics are the scalars' last values."""
+        told = [row for row in rows if row.layer == NETWORK and not row.measure.startswith("id_ood")]
+        if self._session or not told:
+            return
+        self._session = True
+        metrics = [f"tunnel/{rule}" for rule in RULES] + sorted(tag_of(row) for row in told)
         for logger in self.trainer.loggers:
-            show(logger, name, figure, step)
+            if isinstance(logger, TensorBoardLogger):
+                params = dict(logger.hparams) or {"module": type(self.trainer.lightning_module).__name__}
+                number = (int, float)
+                readable = {
+                    key: value if isinstance(value, number) and not isinstance(value, bool) else str(value)
+                    for key, value in params.items()
+                }
+                for summary in hparams(readable, dict.fromkeys(metrics, 0.0))[:2]:
+                    logger.experiment._get_file_writer().add_summary(summary)
+
+    # -- pictures -------------------------------------------------------------------------------------------
+
+    @property
+    def _takes_pictures(self) -> bool:
+        return any(isinstance(logger, (TensorBoardLogger, WandbLogger)) for logger in self.trainer.loggers)
+
+    def _depth_profile(self, found: Sequence[Row], step: int) -> None:
+        if not self._takes_pictures and self.folder is None:
+            return
+        try:
+            figure = depth_profile(found)
+        except RunError:  # no probe and no rank: WeightChange alone
+            return
+        if self.folder is None:
+            self._send(DEPTH_PROFILE, to_image(figure), step)
+            return
+        path = save(figure, self.folder / "profile.png")
+        if self._takes_pictures:  # drawn once, for the folder and the loggers
+            with Image.open(path) as picture:
+                self._send(DEPTH_PROFILE, np.asarray(picture.convert("RGB")), step)
+
+    def _heat_maps(self, memory: Sequence[Row], step: int) -> None:
+        if not self._takes_pictures:
+            return
+        began = time.perf_counter()
+        kinds: dict[str, Row] = {
+            measured(row): row
+            for row in memory
+            if row.layer not in (INPUT, NETWORK)
+            and (row.measure, row.variant) not in TABLE_ONLY
+            and chart_of(row).heat_map
+        }
+        for name, row in kinds.items():
+            try:
+                figure = heat_map(memory, row.measure, row.variant, row.dataset)
+            except RunError:
+                continue
+            figure.set_dpi(HEAT_MAP_DPI)
+            self._send(f"{HEAT_MAPS}/{name}", to_image(figure), step)
+        self._drawn_at = step
+        self._drawing += time.perf_counter() - began
+
+    def _send(self, name: str, pixels: np.ndarray, step: int) -> None:
+        for logger in self.trainer.loggers:
+            show(logger, name, pixels, step)
 
 
-def show(logger: Logger, name: str, figure: Any, step: int) -> None:
-    """Send a matplotlib figure to a logger that takes pictures; others are passed over."""
-    if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
-        return
-    pixels = to_image(figure)
+def show(logger: Logger, name: str, pixels: np.ndarray, step: int) -> None:
+    """Send a picture [H, W, 3] to a logger that takes pictures; others are passed over."""
     if isinstance(logger, TensorBoardLogger):
         logger.experiment.add_image(name, pixels, global_step=step, dataformats="HWC")
-    else:
-        logger.log_image(name, [pixels], step=None)
+    elif isinstance(logger, WandbLogger):
+        logger.log_image(name, [pixels], step=step)

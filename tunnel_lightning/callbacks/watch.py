@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tunnel_lightning.callbacks.batches import Target, first_of, fixed_batches, images_of, target_of
 from tunnel_lightning.callbacks.publish import Publisher
-from tunnel_lightning.measures import LayerValue, Measure, accumulate, values_of
+from tunnel_lightning.measures import LayerValue, Measure, Moments, accumulate, check_memory, values_of
 from tunnel_lightning.runs import LayerInfo, ProfileTable, Row, run_id_of, write_layers, write_manifest
-from tunnel_lightning.taps import Tap, Taps, TapSpec, untouched_rng
+from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet, untouched_rng
+from tunnel_lightning.taps.costs import costs
 
 if TYPE_CHECKING:
     from tunnel_lightning.callbacks.base import LayerCallback
@@ -69,6 +70,8 @@ class Watch:
     def __init__(self, trainer: Trainer, module: LightningModule, spec: TapSpec, target: Target) -> None:
         self.trainer, self.module, self.spec, self.target = trainer, module, spec, target
         self.network = sole_child(module)
+        # What a profile calls on images: the module, which may prepare them; without a forward, the network in it.
+        self.model = module if type(module).forward is not LightningModule.forward else self.network
         self.taps = Taps(self.network, spec)
         self.parts: list[LayerCallback] = []
         self.begun = False
@@ -168,6 +171,7 @@ class Watch:
         if self.folder is not None and self.trainer.is_global_zero:
             self._table = ProfileTable(self.folder / "profile.csv")
             self.memory = list(self._table.rows)
+        self._first_forward()
         if self.step == 0:
             self.profile([part for part in self.parts if part.profile.start])
 
@@ -216,10 +220,12 @@ class Watch:
             return
         self.begun = True
         self.taps.features_of_input(images[:1])
+        # every profile streams moments: too many are refused here, not after hours of training
+        check_memory(self.taps, [lambda tap: Moments(tap.dim, self.num_classes)])
         for part in self.parts:
             part.begin()
         if self.folder is not None:
-            costs = self.taps.costs(images[:1])
+            costs = self._costs(images[:1])
             if self.trainer.is_global_zero:
                 self._write_layers(self.folder, costs)
 
@@ -260,8 +266,6 @@ class Watch:
     def _profile(self, parts: Sequence[LayerCallback], epoch: int | None) -> list[Row]:
         self.profiled_at = self.step
         self._epoch = self.trainer.current_epoch if epoch is None else epoch
-        if not self.begun:
-            self._first_forward()
         rows: dict[LayerCallback, list[Row]] = {}
         running = {part: part.measure_layers() for part in parts}
         waiting: dict[LayerCallback, Request] = {}
@@ -297,7 +301,7 @@ class Watch:
         trainer, own = self.trainer, source.dataset == self.dataset
         batches = fixed_batches(source.loader(), source.limit, trainer.global_rank, trainer.world_size)
         return accumulate(
-            self.module,
+            self.model,
             self.taps,
             batches,
             factories,
@@ -314,12 +318,29 @@ class Watch:
         return images, target_of(batch, self.target)
 
     def _first_forward(self) -> None:
-        """Learn the order and width of the layers from two training images."""
-        batch = next(iter(fixed_batches(first_of(self.trainer.train_dataloader), 2)))
+        """Learn the order and width of the layers from two training images; from the first batch of a stream."""
+        loader = first_of(self.trainer.train_dataloader)
+        with untouched_rng():
+            try:
+                batch = next(iter(fixed_batches(loader, 2)))
+            except ValueError:
+                return
         images = self.trainer.precision_plugin.convert_input(images_of(batch)).to(self.module.device)
-        with self.trainer.precision_plugin.forward_context():
-            self.taps.dry_run(images)
+        self.taps.arm()
+        try:
+            with quiet(self.model), self.trainer.precision_plugin.forward_context():
+                self.model(images)
+                self.taps.take()
+        finally:
+            self.taps.disarm()
         self.begin(images)
+
+    def _costs(self, images: Tensor) -> dict[str, int]:
+        """FLOPs of one image by path in the network."""
+        found = costs(self.model, images)
+        path = next(path for path, module in self.model.named_modules() if module is self.network)
+        prefix = f"{path}." if path else ""
+        return {name.removeprefix(prefix): flops for name, flops in found.items() if name.startswith(prefix)}
 
     def rows_of(self, source: Source, states: States) -> list[Row]:
         """The table's rows of what one pass measured."""

@@ -203,7 +203,7 @@ def accumulate(
             if input:
                 features["input"] = taps.features_of_input(x)
             if states is None:
-                states = _states(taps, measures, input, memory_limit)
+                states = check_memory(taps, measures, input=input, memory_limit=memory_limit)
                 ranges = {name: _Range() for name in states}
             # A layer the network skipped in this forward has no features.
             for name, found in states.items():
@@ -220,7 +220,7 @@ def accumulate(
             raise ValueError(
                 "the loader gave no batch, and only a first one tells the layers: check its length"
             )
-        states = _states(taps, measures, input, memory_limit)
+        states = check_memory(taps, measures, input=input, memory_limit=memory_limit)
         ranges = {name: _Range() for name in states}
     for tap in _places(taps, states):
         found = states[tap.name]
@@ -321,7 +321,26 @@ def first_two(batch: Any) -> tuple[Any, Tensor]:
     return items[0], items[1]
 
 
-def _states(taps: Taps, measures: Sequence[Factory], input: bool, memory_limit: int) -> States:
+def check_memory(
+    taps: Taps, measures: Sequence[Factory], *, input: bool = True, memory_limit: int = 8 * GIB
+) -> States:
+    """The fresh states of a pass, before anything is allocated, or a refusal.
+
+    Args:
+        taps: tapped layers, already known.
+        measures: as for :func:`accumulate`.
+        input: whether the raw pixels are measured too.
+        memory_limit: bytes all measures together may take.
+
+    Raises:
+        ValueError: they need more than that; the sentence names the options that lower it.
+
+    Example:
+        >>> from tunnel_lightning.taps import tap
+        >>> taps = tap(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.zeros(1, 4))
+        >>> list(check_memory(taps, [lambda tap: Moments(tap.dim, 2)]))
+        ['input', '0']
+    """
     layers = [*([taps.input] if input else []), *taps.layers]
     states: States = {tap.name: [make(tap) for make in measures] for tap in layers}
     needed = required_bytes(measure for found in states.values() for measure in found)
