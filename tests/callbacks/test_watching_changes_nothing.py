@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from toys import OtherData
+from toys import Lit, OtherData
 
 from tunnel_lightning.callbacks import (
     LayerMonitor,
@@ -50,3 +50,14 @@ def test_weights_and_random_state_are_bitwise_equal(train, training, precision):
         assert torch.equal(draws[0], draw), f"{name} drew from torch's generator"
         assert (draws[1] == np_draw).all(), f"{name} drew from numpy's generator"
         assert draws[2] == py_draw, f"{name} drew from python's generator"
+
+
+def test_compiled_weights_are_equal_within_rounding(train):
+    class Compiled(Lit):
+        def configure_model(self):
+            self.net.compile(backend="aot_eager")
+
+    plain = train(module=Compiled(), epochs=1)[1]
+    watched = train(CALLBACKS["bundle"](), module=Compiled(), epochs=1)[1]
+    for key, value in plain.state_dict().items():
+        torch.testing.assert_close(value, watched.state_dict()[key], rtol=1e-4, atol=1e-5)

@@ -19,13 +19,23 @@ from PIL import Image
 from torch.utils.tensorboard.summary import hparams
 
 from tunnel_lightning.report.figures import depth_profile, heat_map, save, to_image
-from tunnel_lightning.runs import INPUT, NETWORK, RULES, ProfileTable, Row, RunError, id_dataset, tunnels
+from tunnel_lightning.runs import (
+    INPUT,
+    NETWORK,
+    PROFILE_FILE,
+    RULES,
+    ProfileTable,
+    Row,
+    RunError,
+    id_dataset,
+    tunnels,
+)
 from tunnel_lightning.taps import Tap
 
 HEAT_MAP_DPI = 100
 HEAT_MAPS, DEPTH_PROFILE = "depth_vs_epoch", "depth_profile"
 """Names of the pictures: TensorBoard's first page shows its first two groups by name, and these are they."""
-HEAT_MAP_SHARE = 0.02
+HEAT_MAP_SHARE = 0.05
 """Share of the run's time that drawing heat maps may take: a long run always has the newest, a short one the last."""
 
 
@@ -89,6 +99,11 @@ def tag_of(row: Row) -> str:
     if row.layer == NETWORK:  # of the one set it was trained on, or of each other
         return clean(f"network/{row.measure}_{row.split if row.measure == 'accuracy' else row.dataset}")
     return clean(f"layers/{measured(row)}/{row.index:02d}_{row.layer}")
+
+
+def finite(row: Row) -> bool:
+    """Whether a row has a value to show; without one a layer's line has a gap."""
+    return math.isfinite(row.value)
 
 
 def measured(row: Row) -> str:
@@ -167,14 +182,15 @@ class Publisher:
         """Where pictures are kept beside the loggers, or ``None``; a resumed run has its charts at once."""
         self.folder = folder
         if folder is not None:
-            self._show_charts(ProfileTable(folder / "profile.csv").rows)
+            rows = ProfileTable(folder / PROFILE_FILE).rows
+            self._show_charts(rows, id_dataset(rows))
 
     @rank_zero_only
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Send scalars; a value that is not finite is left out, so that a line has a gap there."""
-        finite = {clean(tag): float(value) for tag, value in values.items() if math.isfinite(value)}
-        for logger in self.trainer.loggers if finite else ():
-            logger.log_metrics(finite, step=step)
+        """Send scalars, under names that are the same in every logger."""
+        named = {clean(tag): float(value) for tag, value in values.items()}
+        for logger in self.trainer.loggers if named else ():
+            logger.log_metrics(named, step=step)
 
     @rank_zero_only
     def layers(self, measures: Mapping[str, Sequence[float]], taps: Sequence[Tap], step: int) -> None:
@@ -184,7 +200,9 @@ class Publisher:
             for measure, values in measures.items()
             for tap, value in zip(taps, values, strict=True)
         ]
-        self.scalars({f"layers/{r.measure}_train/{r.index:02d}_{r.layer}": r.value for r in rows}, step)
+        self.scalars(
+            {f"layers/{r.measure}_train/{r.index:02d}_{r.layer}": r.value for r in rows if finite(r)}, step
+        )
         self._add_charts(
             {
                 CHARTS[measure, ""]._replace(title=f"{CHARTS[measure, ''].title} · train"): [
@@ -201,13 +219,17 @@ class Publisher:
             return
         step = found[0].step
         rows = [row for row in found if (row.measure, row.variant) not in TABLE_ONLY]
-        starts = {f"tunnel/{rule}": t.start for rule, t in tunnels(found).items() if t.start is not None}
-        self.scalars({tag_of(row): row.value for row in rows} | starts, step)
-        self._show_charts(rows)
+        # NaN for no tunnel: the table of hyper-parameters shows the last value, which must not be an older one
+        starts = {
+            f"tunnel/{rule}": math.nan if tunnel.start is None else tunnel.start
+            for rule, tunnel in tunnels(found).items()
+            if tunnel.extractor_length is not None
+        }
+        self.scalars({tag_of(row): row.value for row in rows if finite(row)} | starts, step)
+        self._show_charts(rows, id_dataset(memory))
         self._open_session(rows)
         self._depth_profile(found, step)
-        several = any(row.step != step for row in memory)
-        if several and self._drawing <= HEAT_MAP_SHARE * (time.perf_counter() - self._began):
+        if self._drawing <= HEAT_MAP_SHARE * (time.perf_counter() - self._began):
             self._heat_maps(memory, step)
         for logger in self.trainer.loggers:
             logger.save()  # TensorBoard's writer would keep it for up to two minutes
@@ -226,9 +248,9 @@ class Publisher:
 
     # -- charts and hyper-parameters, TensorBoard alone ------------------------------------------------------
 
-    def _show_charts(self, rows: Sequence[Row]) -> None:
-        """Give each measure of the rows its chart."""
-        own, charts, order = id_dataset(rows), {}, list(CHARTS)
+    def _show_charts(self, rows: Sequence[Row], own: str | None) -> None:
+        """Give each measure of the rows its chart; ``own`` is the set the network is trained on."""
+        charts, order = {}, list(CHARTS)
 
         def place(row: Row) -> int:
             kind = row.measure, row.variant
@@ -308,20 +330,16 @@ class Publisher:
         if not self._takes_pictures:
             return
         began = time.perf_counter()
-        kinds: dict[str, Row] = {
-            measured(row): row
-            for row in memory
-            if row.layer not in (INPUT, NETWORK)
-            and (row.measure, row.variant) not in TABLE_ONLY
-            and chart_of(row).heat_map
-        }
-        for name, row in kinds.items():
-            try:
-                figure = heat_map(memory, row.measure, row.variant, row.dataset)
-            except RunError:
-                continue
-            figure.set_dpi(HEAT_MAP_DPI)
-            self._send(f"{HEAT_MAPS}/{name}", to_image(figure), step)
+        kinds: dict[tuple[str, str, str], dict[int, Row]] = {}
+        for row in memory:
+            known = row.layer not in (INPUT, NETWORK) and (row.measure, row.variant) not in TABLE_ONLY
+            if known and chart_of(row).heat_map:
+                kinds.setdefault((row.measure, row.variant, row.dataset), {})[row.step] = row
+        for kind, profiles in kinds.items():
+            if len(profiles) > 1:
+                figure = heat_map(memory, *kind)
+                figure.set_dpi(HEAT_MAP_DPI)
+                self._send(f"{HEAT_MAPS}/{measured(profiles[max(profiles)])}", to_image(figure), step)
         self._drawn_at = step
         self._drawing += time.perf_counter() - began
 

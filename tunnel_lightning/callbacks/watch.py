@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
@@ -73,6 +75,10 @@ class Watch:
         # What a profile calls on images: the module, which may prepare them; without a forward, the network in it.
         self.model = module if type(module).forward is not LightningModule.forward else self.network
         self.taps = Taps(self.network, spec)
+        if "torch._dynamo" in sys.modules:
+            # torch does not guard on hooks: what was compiled for an unwatched network of the same classes,
+            # earlier in this process, would serve this one too and pass its hooks by.
+            torch.compiler.reset()
         self.parts: list[LayerCallback] = []
         self.begun = False
         self.profiled_at = -1
