@@ -28,6 +28,7 @@ def test_the_mlps_representation_collapses_on_cifar10(tmp_path):
             *("--name", "cifar10", "--runs", str(tmp_path), "--data", "Arrays", "--data.path", str(DATA)),
             *("--model.backbone", "MLP", "--model.backbone.depth", "12", "--model.backbone.width", "1024"),
             *("--model.optimizer", "SGD", "--model.optimizer.lr", "0.05"),
+            *("--model.optimizer.momentum", "0.9"),
             *("--monitor.taps.layers", "activation", "--monitor.profile.every_n_epochs", "0"),
             *("--monitor.probes.fit_images", "20000"),
             *("--trainer.max_epochs", "30", "--trainer.precision", "bf16-mixed"),
@@ -37,11 +38,11 @@ def test_the_mlps_representation_collapses_on_cifar10(tmp_path):
     assert code == 0
     run = load_run(tmp_path / "cifar10" / "version_0")
     last = max(run.steps)
-    rank = run.profile("rank_cov", "rtol=1e-3", step=last)
+    rank = run.profile(last, "rank_cov", "rtol=1e-3")
     assert len(rank.value) == 12
     assert rank.value[-1] <= 64
     assert rank.value[-1] <= rank.value.max() / 10
-    probe = run.profile("probe_accuracy", "ridge", step=last).layers_only()
+    probe = run.profile(last).layers_only()
     network = next(row.value for row in run.rows if row.step == last and row.measure == "accuracy")
     assert network > 0.5
     # accuracy stays through the tunnel while the rank falls
