@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -346,6 +347,16 @@ def test_values_that_are_not_finite_leave_gaps(tmp_path):
     steps = [[e.step for e in found.Scalars(f"{key}/0{i}_relu_{i}")] for i in (1, 2, 3)]
     assert steps == [[0, 2], [2], [0, 2]]
     assert [e.step for e in found.Images("depth_vs_epoch/probe_accuracy_ridge_A_B_val")][-1] == 2
+
+
+def test_an_online_probe_that_diverged_leaves_a_gap(tmp_path):
+    trainer = Recorder(tmp_path)
+    taps = [SimpleNamespace(index=i, name=f"l{i}") for i in (1, 2)]
+    for step, values in ((2, [0.5, 0.5]), (4, [0.6, math.nan])):
+        Publisher(trainer).layers({"online_loss": values}, taps, step)
+    found = trainer.events()
+    assert [e.step for e in found.Scalars("layers/online_loss_train/01_l1")] == [2, 4]
+    assert [e.step for e in found.Scalars("layers/online_loss_train/02_l2")] == [2]
 
 
 def test_a_tunnel_that_went_away_is_no_longer_told(tmp_path):

@@ -147,7 +147,10 @@ class Watch:
     def dataset(self) -> str:
         """Name of the in-distribution set in the table."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return getattr(datamodule, "name", None) or type(datamodule or self.module).__name__
+        if datamodule is not None:
+            return getattr(datamodule, "name", None) or type(datamodule).__name__
+        loader = first_of(self.trainer.train_dataloader)
+        return type(getattr(loader, "dataset", loader)).__name__
 
     def train_source(self, limit: int | None) -> Source:
         """The training images, unaugmented where the loader can tell, in a fixed order."""
