@@ -1,6 +1,6 @@
 """The tunnel on real images. Slow, and only where TUNNEL_DATA names a folder with cifar10.npz.
 
-    TUNNEL_DATA=data pytest -m slow tests/test_real_data.py
+TUNNEL_DATA=data pytest -m slow tests/test_real_data.py
 """
 
 import os

@@ -168,6 +168,12 @@ def test_pictures(run):
                 "probe_accuracy_ridge_Other_test",
                 "rank_cov_rtol_1e-3_Clusters_val",
                 "effective_rank_cov_Clusters_val",
+                "stable_rank_cov_Clusters_val",
+                "participation_ratio_cov_Clusters_val",
+                "rankme_raw_Clusters_val",
+                "variance_inter_l2_Clusters_val",
+                "variance_intra_l2_Clusters_val",
+                "probe_loss_online_Clusters_val",
                 "variance_ratio_l2_Clusters_val",
                 "weight_change_l2_per_sqrt_n_Clusters_train",
             )

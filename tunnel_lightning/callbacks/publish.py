@@ -40,30 +40,29 @@ HEAT_MAP_SHARE = 0.05
 
 
 class Chart(NamedTuple):
-    """Where a measure is shown: its part of the custom scalars page, its title, and whether it has a heat map."""
+    """Where a measure is shown: its part of the custom scalars page, and its title."""
 
     part: str
     title: str
-    heat_map: bool = False
 
 
 RUN, TRANSFER, OTHER = "The run", "Transfer", "Other measures"
 PARTS = (RUN, "Probes", TRANSFER, "Ranks", "Class variance", "Weights", OTHER)
 CHARTS = {
-    ("probe_accuracy", "ridge"): Chart("Probes", "Ridge probe accuracy", True),
-    ("probe_accuracy", "online"): Chart("Probes", "Online probe accuracy", True),
+    ("probe_accuracy", "ridge"): Chart("Probes", "Ridge probe accuracy"),
+    ("probe_accuracy", "online"): Chart("Probes", "Online probe accuracy"),
     ("probe_loss", "online"): Chart("Probes", "Online probe loss"),
     ("online_accuracy", ""): Chart("Probes", "Online probe accuracy"),
     ("online_loss", ""): Chart("Probes", "Online probe loss"),
-    ("rank_cov", "rtol=1e-3"): Chart("Ranks", "Numerical rank (rtol 1e-3)", True),
-    ("effective_rank", "cov"): Chart("Ranks", "Effective rank", True),
+    ("rank_cov", "rtol=1e-3"): Chart("Ranks", "Numerical rank (rtol 1e-3)"),
+    ("effective_rank", "cov"): Chart("Ranks", "Effective rank"),
     ("stable_rank", "cov"): Chart("Ranks", "Stable rank"),
     ("participation_ratio", "cov"): Chart("Ranks", "Participation ratio"),
     ("rankme", "raw"): Chart("Ranks", "RankMe"),
-    ("variance_ratio", "l2"): Chart("Class variance", "Inter- over intra-class variance", True),
+    ("variance_ratio", "l2"): Chart("Class variance", "Inter- over intra-class variance"),
     ("variance_inter", "l2"): Chart("Class variance", "Inter-class variance"),
     ("variance_intra", "l2"): Chart("Class variance", "Intra-class variance"),
-    ("weight_change", "l2_per_sqrt_n"): Chart("Weights", "Weight change since the last profile", True),
+    ("weight_change", "l2_per_sqrt_n"): Chart("Weights", "Weight change since the last profile"),
 }
 """By measure and variant; one that is not here is shown too, among the other measures."""
 
@@ -333,7 +332,7 @@ class Publisher:
         kinds: dict[tuple[str, str, str], dict[int, Row]] = {}
         for row in memory:
             known = row.layer not in (INPUT, NETWORK) and (row.measure, row.variant) not in TABLE_ONLY
-            if known and chart_of(row).heat_map:
+            if known:
                 kinds.setdefault((row.measure, row.variant, row.dataset), {})[row.step] = row
         for kind, profiles in kinds.items():
             if len(profiles) > 1:

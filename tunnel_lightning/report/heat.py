@@ -68,9 +68,9 @@ def heat_map(
     figure, axes = canvas()
     hatch = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0, linewidth=0, **STYLE["missing"])
     axes.add_patch(hatch)
-    x, y = np.arange(len(curves)), np.arange(len(names))
+    x, y = np.arange(len(curves) + 1) - 0.5, np.arange(len(names) + 1) - 0.5
     shown_values = np.ma.masked_invalid(values)
-    mesh = axes.pcolormesh(x, y, shown_values, cmap=STYLE["colormap"], shading="nearest", zorder=1)
+    mesh = axes.pcolormesh(x, y, shown_values, cmap=STYLE["colormap"], zorder=1)
     bar = figure.colorbar(mesh, ax=axes, pad=0.02, aspect=30)
     bar.set_label("%" if percent else measure.replace("_cov", "").replace("_", " "), **STYLE["label"])
     bar.outline.set_visible(False)
