@@ -59,7 +59,10 @@ def parsed(capsys, *arguments):
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_and_version_need_no_torch(argument):
-    code = f"import sys; from tunnel_lightning.__main__ import main; main(['{argument}']); print('torch' in sys.modules)"
+    code = f"""import sys
+from tunnel_lightning.__main__ import main
+main(["{argument}"])
+print("torch" in sys.modules)"""
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "False"
     if argument == "--help":

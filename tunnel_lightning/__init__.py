@@ -23,7 +23,19 @@ _HOMES = {
     "measure": "tunnel_lightning.measures.base",
     "load_run": "tunnel_lightning.runs",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "Classifier",
+    "LayerMonitor",
+    "OnlineProbes",
+    "RankMonitor",
+    "Schedule",
+    "TapSpec",
+    "TransferMonitor",
+    "WeightChange",
+    "__version__",
+    "load_run",
+    "measure",
+]
 
 if TYPE_CHECKING:
     from tunnel_lightning.callbacks import (

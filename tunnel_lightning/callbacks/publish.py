@@ -112,7 +112,7 @@ def measured(row: Row) -> str:
 
 def chart_of(row: Row) -> Chart:
     """Where a layer's row is shown."""
-    named = Chart(OTHER, f"{row.measure} {row.variant}".replace("_", " ").capitalize(), True)
+    named = Chart(OTHER, f"{row.measure} {row.variant}".replace("_", " ").capitalize())
     return CHARTS.get((row.measure, row.variant), named)
 
 
