@@ -2,6 +2,7 @@
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,18 @@ def test_resume_without_a_checkpoint_is_an_error(run, tmp_path, capsys):
     (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
     assert main(["fit", "--resume", str(folder)]) == 1
     assert "last.ckpt is missing" in capsys.readouterr().err
+
+
+def test_resume_of_a_finished_run_says_so_and_goes_on_when_asked(run, tmp_path, capsys):
+    folder = tmp_path / "runs" / "copy" / "version_0"
+    shutil.copytree(run, folder)
+    before = ProfileTable(folder / "profile.csv").rows
+    assert main(["fit", "--resume", str(folder)]) == 0
+    assert "nothing was left to train" in capsys.readouterr().out
+    assert len(ProfileTable(folder / "profile.csv").rows) == len(before)
+    assert main(["fit", "--resume", str(folder), "--trainer.max_epochs=4"]) == 0
+    assert "nothing was left to train" not in capsys.readouterr().out
+    assert load_run(folder).steps[-1] == 4 * (26 * 40 // 128)
 
 
 def values(folder):

@@ -20,7 +20,7 @@ DATA = Path(os.environ.get("TUNNEL_DATA", "")) / "cifar10.npz"
 def test_the_mlps_representation_collapses_on_cifar10(tmp_path):
     """Masarczyk et al. 2023, figure 1: the rank of the last layers falls to about the number of classes.
 
-    Five minutes on two cores. Layers are looked at after their activation.
+    Some ten minutes on two cores. Layers are looked at after their activation.
     """
     code = main(
         [

@@ -136,8 +136,10 @@ class TunnelCLI(LightningCLI):
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, from a checkpoint of the run folder with ``--resume``."""
+        resumed_at = None
         if self.checkpoint is not None:
             kwargs["ckpt_path"] = self.checkpoint
+            resumed_at = torch.load(self.checkpoint, weights_only=True, mmap=True)["global_step"]
         for logger in self.trainer.loggers:
             logger.log_hyperparams(hyperparameters(self.config[self.subcommand].as_dict()))
         try:
@@ -148,6 +150,12 @@ class TunnelCLI(LightningCLI):
             raise
         if self.folder is not None:
             print_run(self.folder)
+        if self.trainer.global_step == resumed_at:
+            print(
+                "nothing was left to train: the run had reached its end "
+                f"(max_epochs {self.trainer.max_epochs}, max_steps {self.trainer.max_steps}); "
+                "raise it to go on, for example with --trainer.max_epochs"
+            )
 
     def predict(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Write the class probabilities of the test images to a table."""

@@ -357,7 +357,10 @@ class Watch:
 
     def row(self, value: LayerValue, dataset: str, split: str) -> Row:
         """One row of the table, at this step."""
-        run_id = run_id_of(self.folder) if self.folder is not None else ""
+        if self.memory:  # a resumed run keeps its name, wherever its folder has been moved
+            run_id = self.memory[0].run_id
+        else:
+            run_id = run_id_of(self.folder) if self.folder is not None else ""
         return Row(
             run_id=run_id,
             step=self.step,
