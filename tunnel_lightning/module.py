@@ -306,4 +306,5 @@ def _factory(role: str, base: type, config: dict[str, Any]) -> Callable:
             f"Classifier.load_from_checkpoint(path, {role}=...)."
         )
 
+    missing.__qualname__ = config["unknown"]  # so that the next checkpoint names it too
     return missing

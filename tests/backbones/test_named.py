@@ -64,7 +64,7 @@ def test_a_stem_without_stride_stays():
 
 
 def test_a_stem_of_patches_is_refused(timm):
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 cuts patches, so small_stem .* patch_size"):
+    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224 cuts patches, so small_stem .*patch_size"):
         Named("timm:vit_tiny_patch16_224", small_stem=True)
 
 
@@ -118,9 +118,9 @@ def test_pretrained_weights_are_asked_for_once_and_kept(monkeypatch):
         ("torchvision:resnet_18", r"torchvision has no network 'resnet_18'; near ones are .*resnet18"),
         ("torchvision:", "torchvision has no network ''"),
         ("resnet18", "'resnet18' is no network; write timm:NAME or torchvision:NAME"),
-        ("torchvision:squeezenet1_0", r"squeezenet1_0 does not end in an nn\.Linear"),
-        ("torchvision:alexnet", r"alexnet cannot take images of \(3, 32, 32\) .*larger images"),
-        ("torchvision:vit_b_32", r"vit_b_32 cannot take images of \(3, 32, 32\)"),
+        ("torchvision:squeezenet1_0", r"torchvision:squeezenet1_0 does not end in an nn\.Linear"),
+        ("torchvision:alexnet", r"torchvision:alexnet cannot take images of \(3, 32, 32\) .*larger images"),
+        ("torchvision:vit_b_32", r"torchvision:vit_b_32 cannot take images of \(3, 32, 32\)"),
     ],
 )
 def test_mistakes_are_told_in_words(name, message):

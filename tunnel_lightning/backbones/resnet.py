@@ -92,13 +92,13 @@ class BasicBlock(nn.Module):
         self.act1 = nn.ReLU()
         self.conv2 = _conv3x3(outputs, outputs, stride=1)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.act2 = nn.ReLU()
         self.residual = residual
         self.shortcut: nn.Sequential | None = None
         if residual and (stride != 1 or inputs != outputs):
             conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             self.shortcut = nn.Sequential(OrderedDict(conv=conv, norm=nn.BatchNorm2d(outputs)))
+        self.act2 = nn.ReLU()  # last, so that modules stand in the order they run
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output after its last activation."""
