@@ -44,6 +44,16 @@ class Resume(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+class ProgressBar(RichProgressBar):
+    """Without the version number: the run folder is named at the end, in full."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """What the bar shows beside the rate."""
+        metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in a line or two; LightningCLI's usage is 200 lines long."""
 
@@ -86,7 +96,7 @@ class TunnelCLI(LightningCLI):
         self.checkpoint = prepare_resume(resume) if resume else None
         callbacks = list(config.callbacks or [])
         if config.enable_progress_bar is not False and not config.barebones:
-            callbacks.append(RichProgressBar())
+            callbacks.append(ProgressBar())
         if self.subcommand == "fit" and not config.fast_dev_run:
             self.folder = Path(resume) if resume else self._new_folder()
             if config.logger in (None, True):
