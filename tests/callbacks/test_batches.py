@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SubsetRandomSampler, TensorDataset
 
 from tunnel_lightning.callbacks.batches import first_of, fixed_batches, images_of, target_of
 
@@ -60,3 +60,22 @@ def test_fixed_batches_leave_the_samplers_generator_alone():
     before = generator.get_state()
     list(fixed_batches(loader, None))
     assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_two_loaders_that_share_a_set_by_their_samplers_stay_apart(whole):
+    data = TensorDataset(torch.arange(40.0)[:, None], torch.arange(40))
+    odd = list(range(1, 40, 2))
+
+    class Odd(Sampler):
+        def __iter__(self):
+            return iter(torch.tensor(odd)[torch.randperm(20)].tolist())
+
+        def __len__(self):
+            return 20
+
+    if whole:
+        loader = DataLoader(data, batch_size=7, sampler=SubsetRandomSampler(odd))
+    else:
+        loader = DataLoader(data, batch_sampler=BatchSampler(Odd(), 7, drop_last=False))
+    assert torch.cat([y for _, y in fixed_batches(loader, None)]).tolist() == odd

@@ -339,3 +339,117 @@ def test_a_module_without_forward_is_called_by_its_network(train):
     probes = OnlineProbes(profile=SCHEDULE)
     train([probes], module=NoForward(), epochs=1)
     assert {row.layer for row in probes.watch.memory} == {"input", "0", "4", "7", "network"}
+
+
+def test_images_are_measured_as_the_network_gets_them(train):
+    seen = {"train": [], "profile": []}
+
+    class Shifted(Data):
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] + 5, batch[1]
+
+    class Look(Lit):
+        def forward(self, x):
+            kind = "train" if self.training else "profile"
+            seen[kind].append(x.mean().item())
+            return super().forward(x)
+
+    train([RankMonitor(profile=SCHEDULE)], module=Look(), data=Shifted(), epochs=1)
+    assert all(4 < mean < 6 for means in seen.values() for mean in means)
+
+
+def test_accumulated_batches_of_a_step_are_sent_once(train):
+    sent = []
+    probes = OnlineProbes(profile=Schedule(start=False))
+    logger = CSVLogger("", name="x")
+    logger.log_metrics = lambda metrics, step=None: sent.append((step, *metrics))
+    logger.save = lambda: None
+    train([probes], logger=logger, accumulate_grad_batches=2, epochs=4)
+    steps = [row[0] for row in sent if any(key.startswith("layers/online_loss") for key in row[1:])]
+    assert steps == sorted(set(steps))
+    assert 0 not in steps
+    assert steps
+
+
+def test_several_optimizers_do_not_skip_a_profile(train):
+    class Two(Lit):
+        automatic_optimization = False
+
+        def configure_optimizers(self):
+            return [super(Two, self).configure_optimizers() for _ in range(2)]
+
+        def training_step(self, batch, batch_idx):
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+                self.manual_backward(super().training_step(batch, batch_idx))
+                optimizer.step()
+
+    ranks = RankMonitor(profile=Schedule(start=False, steps=[3, 5], every_n_epochs=0))
+    train([ranks], module=Two(), epochs=1)
+    assert sorted({row.step for row in ranks.watch.memory}) == [4, 6, 10]
+
+
+def test_fitting_twice_goes_on(train):
+    callbacks = everything()
+    trainer, module = train(callbacks, epochs=1)
+    steps = callbacks[0].bank.steps
+    trainer.fit_loop.max_epochs += 1
+    trainer.fit(module, datamodule=Data())
+    assert callbacks[0].bank.steps == 2 * steps
+    assert max(row.step for row in callbacks[0].watch.memory) == 10
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_true_precisions(train, precision):
+    monitor = LayerMonitor(profile=SCHEDULE, transfer=TransferOptions([OtherData()]))
+    train([monitor], data=Data(jitter=False), precision=precision, epochs=1)
+    assert {row.dataset for row in monitor.watch.memory} == {"Clusters", "Other"}
+
+
+def test_weight_change_needs_no_classes(train):
+    class Unnamed(Data):
+        num_classes = None
+
+    change = WeightChange(profile=SCHEDULE)
+    train([change], data=Unnamed(), epochs=1)
+    assert {row.measure for row in change.watch.memory} == {"weight_change"}
+
+
+def test_no_logging_interval(train):
+    class Never(OnlineProbes):
+        def on_train_start(self, trainer, pl_module):
+            trainer.log_every_n_steps = 0
+            super().on_train_start(trainer, pl_module)
+
+    train([Never(profile=Schedule(start=False))], epochs=1)
+
+
+def test_a_transfer_set_of_another_size_is_refused_by_name(train):
+    class Large(OtherData):
+        name = "Large"
+
+        def test_dataloader(self):
+            large = [(nn.functional.pad(x, (2, 2, 2, 2)), y) for x, y in Images(45, 3, classes=3)]
+            return DataLoader(large, batch_size=32)
+
+    with pytest.raises(
+        ValueError, match=r"Large gives images \[1, 12, 12\] and the network takes \[1, 8, 8\]"
+    ):
+        train([TransferMonitor([Large()], profile=SCHEDULE)])
+
+
+def test_labels_that_are_no_class_are_refused_in_words(train):
+    with pytest.raises(ValueError, match=r"class indices \[B\] from 0 to 2"):
+        train([OnlineProbes(num_classes=3, profile=Schedule(start=False))])
+
+
+def test_a_module_with_parts_side_by_side_and_no_forward_is_refused(train):
+    class Parts(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(64, 4), nn.Linear(4, CLASSES)
+
+        training_step, configure_optimizers = Lit.training_step, Lit.configure_optimizers
+
+    with pytest.raises(ValueError, match="has no forward"):
+        train([OnlineProbes()], module=Parts())

@@ -27,6 +27,8 @@ class LayerCallback(Callback):
         num_classes: classes of the in-distribution set; by default the datamodule's or the module's attribute.
     """
 
+    needs_classes = True  # whether it measures anything by class
+
     def __init__(
         self,
         taps: TapSpec | None = None,

@@ -1,11 +1,19 @@
 """Images and labels out of anyone's batches, and repeatable batches out of anyone's loaders."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import (
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 
 Target = int | str | Callable[[Any], Tensor] | None
 
@@ -50,12 +58,11 @@ def target_of(batch: Any, target: Target = None) -> Tensor:
 def images_of(batch: Any) -> Tensor:
     """The network's input in a batch: its first item, or the first of the usual keys."""
     if isinstance(batch, Mapping):
-        key = next((key for key in IMAGE_KEYS if key in batch), None)
-        if key is None:
-            raise ValueError(
-                f"no images found in the batch: none of the keys {list(batch)} is one of {IMAGE_KEYS}"
-            )
-        return batch[key]
+        named = [batch[key] for key in IMAGE_KEYS if key in batch]
+        shaped = [value for value in batch.values() if isinstance(value, Tensor) and value.ndim >= 3]
+        if not named and not shaped:
+            raise ValueError(f"no images found in the batch: none of {list(batch)} is a tensor [B, C, H, W]")
+        return (named or shaped)[0]
     return batch[0] if isinstance(batch, Sequence) else batch
 
 
@@ -69,7 +76,7 @@ def first_of(loaders: Any) -> Any:
 
 
 def fixed_batches(loader: Any, limit: int | None, rank: int = 0, world_size: int = 1) -> Iterable[Any]:
-    """The same images in the same order each time, spread evenly over the loader's data set.
+    """The same images in the same order each time, spread evenly over what the loader reads.
 
     The loader itself and its sampler are not touched: nothing of their random state is drawn. Each process
     gets its own share and no image comes twice.
@@ -90,12 +97,31 @@ def fixed_batches(loader: Any, limit: int | None, rank: int = 0, world_size: int
             f"a profile reads the same images each time, and {type(loader).__name__} can't be read by index: "
             "give a DataLoader over a data set with __len__ and __getitem__"
         )
-    size = len(loader.dataset)  # type: ignore[arg-type]
-    count = size if limit is None else min(limit, size)
-    indices = np.linspace(0, size - 1, count).round().astype(int)[rank::world_size]
+    within = _indices(loader)
+    count = len(within) if limit is None else min(limit, len(within))
+    spread = np.linspace(0, len(within) - 1, count).round().astype(int)[rank::world_size]
     return DataLoader(
-        Subset(loader.dataset, indices.tolist()),
-        batch_size=loader.batch_size or 128,
+        Subset(loader.dataset, [within[i] for i in spread]),
+        batch_size=loader.batch_size or getattr(loader.batch_sampler, "batch_size", 128),
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
     )
+
+
+def _indices(loader: DataLoader) -> Sequence[int]:
+    """What of its data set a loader reads: two loaders may share one set through their samplers."""
+    sampler: Any = getattr(loader.batch_sampler, "sampler", loader.batch_sampler)
+    # Lightning wraps a sampler of one's own for distributed runs.
+    sampler = getattr(getattr(sampler, "dataset", None), "_sampler", sampler)
+    if isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
+        return range(len(loader.dataset))  # type: ignore[arg-type]
+    if hasattr(sampler, "indices"):
+        return sorted(sampler.indices)
+    try:
+        drawn = list(copy.deepcopy(sampler))
+    except Exception as error:
+        raise ValueError(
+            f"a profile can't tell which images {type(sampler).__name__} reads ({error}): give the sampler an "
+            "attribute `indices`, or split the data set itself"
+        ) from error
+    return sorted({i for item in drawn for i in (item if isinstance(item, Sequence) else [item])})

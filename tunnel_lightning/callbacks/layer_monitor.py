@@ -35,6 +35,8 @@ class LayerMonitor(LayerCallback):
         >>> trainer = Trainer(callbacks=[LayerMonitor(ranks=None)], logger=False)
     """
 
+    needs_classes = False  # its parts say
+
     def __init__(
         self,
         taps: TapSpec = TapSpec(),  # noqa: B008 - read only; jsonargparse takes the section's defaults from it

@@ -23,7 +23,7 @@ class ProbeOptions:
 
     Args:
         lr: learning rate of the online probes (Adam).
-        every_n_steps: train the online probes at every n-th optimizer step.
+        every_n_steps: train the online probes on the batches of every n-th optimizer step.
         fit_images: training images the closed-form ridge probes are fitted on at each profile; 0 for none.
         eval_images: validation images all probes are scored on; ``null`` for all.
         alpha: ridge penalty, relative to the number of images (features are standardised).
@@ -36,10 +36,11 @@ class ProbeOptions:
     alpha: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1 or self.fit_images < 0 or self.lr <= 0 or self.alpha <= 0:
+        images = self.eval_images is None or self.eval_images >= 1
+        if self.every_n_steps < 1 or self.fit_images < 0 or not images or self.lr <= 0 or self.alpha <= 0:
             raise ValueError(
-                "probes: every_n_steps must be 1 or more, fit_images 0 or more, lr and alpha above 0, got "
-                f"every_n_steps={self.every_n_steps}, fit_images={self.fit_images}, lr={self.lr}, alpha={self.alpha}"
+                "probes: every_n_steps and eval_images must be 1 or more, fit_images 0 or more, lr and alpha above "
+                f"0, got {self}"
             )
 
 
@@ -52,7 +53,7 @@ class OnlineProbes(LayerCallback):
 
     Args:
         lr: learning rate of the online probes (Adam).
-        every_n_steps: train the online probes at every n-th optimizer step.
+        every_n_steps: train the online probes on the batches of every n-th optimizer step.
         fit_images: training images of the ridge probes; 0 for none.
         eval_images: validation images all probes are scored on; ``None`` for all.
         alpha: ridge penalty, relative to the number of images.
@@ -84,23 +85,30 @@ class OnlineProbes(LayerCallback):
 
     def begin(self) -> None:
         """Build one head a layer; they start at zero, so no random number is drawn."""
-        watch = self.watch
-        self.bank = ProbeBank(
-            {tap.name: tap.dim for tap in watch.taps.layers}, watch.num_classes, lr=self.options.lr
-        ).to(watch.module.device)
-        self._sums = torch.zeros(2, len(watch.taps.layers), device=watch.module.device)
-        self._count = 0
+        watch, dims = self.watch, {tap.name: tap.dim for tap in self.watch.taps.layers}
+        device = watch.module.device
+        if self.bank is None or self.bank.dims != dims or self.bank.num_classes != watch.num_classes:
+            # else the Trainer fits once more: the probes go on with the network
+            self.bank = ProbeBank(dims, watch.num_classes, lr=self.options.lr)
+        self.bank.to(device)
+        self._sums = torch.zeros(2, len(dims), device=device)
+        self._count, self._sent_at = 0, -1
         if self._pending:
             self.bank.load_state_dict(self._pending["bank"])
-            self._sums = self._pending["sums"].to(watch.module.device)
-            self._count = self._pending["count"]
+            self._sums = self._pending["sums"].to(device)
+            self._count, self._sent_at = self._pending["count"], self._pending["sent_at"]
             self._pending = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The heads, their optimizer and the running means since the last flush, as tensors and ints."""
         if self.bank is None:
             return self._pending
-        return {"bank": self.bank.state_dict(), "sums": self._sums, "count": self._count}
+        return {
+            "bank": self.bank.state_dict(),
+            "sums": self._sums,
+            "count": self._count,
+            "sent_at": self._sent_at,
+        }
 
     def reads_step(self, step: int) -> bool:
         """Every ``every_n_steps``-th step."""
@@ -112,8 +120,10 @@ class OnlineProbes(LayerCallback):
         loss, accuracy = self.bank.step(features, target)
         self._sums += torch.stack([loss, accuracy])
         self._count += 1
-        every = self.watch.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self.watch.step % every == 0:
+        every, step = self.watch.trainer.log_every_n_steps, self.watch.step  # type: ignore[attr-defined]
+        # with accumulated gradients several batches share a step, and only the first that sees it sends
+        if every and step % every == 0 and step not in (0, self._sent_at):
+            self._sent_at = step
             means = (self._sums / self._count).tolist()
             self.watch.publisher.layers(
                 {"online_loss": means[0], "online_accuracy": means[1]},
@@ -135,6 +145,7 @@ class OnlineProbes(LayerCallback):
                 watch.train_source(options.fit_images), [lambda tap: Moments(tap.dim, watch.num_classes)]
             )
             heads = ridge_heads(fitted, options.alpha)
+            del fitted  # the next pass needs the memory
         states = yield Request(evaluation, [partial(self._ridge, heads), self._online])
         return watch.rows_of(evaluation, states)
 

@@ -29,6 +29,12 @@ class RankOptions:
     images: int | None = 10_000
     which: list[str] = field(default_factory=lambda: list(ALL))
 
+    def __post_init__(self) -> None:
+        if not self.which or set(self.which) - set(ALL) or (self.images is not None and self.images < 2):
+            raise ValueError(
+                f"ranks: images must be 2 or more and which some of {', '.join(ALL)}, got {self}"
+            )
+
 
 class RankMonitor(LayerCallback):
     """Numerical rank (both tolerances), effective and stable rank, participation ratio, RankMe of every layer.

@@ -14,7 +14,7 @@ class Schedule:
 
     Example:
         >>> schedule = Schedule(steps=[50], every_n_epochs=2)
-        >>> schedule.due_at_step(50), schedule.due_at_epoch(1), schedule.due_at_epoch(2)
+        >>> schedule.due_within(48, 50), schedule.due_at_epoch(1), schedule.due_at_epoch(2)
         (True, False, True)
     """
 
@@ -29,9 +29,9 @@ class Schedule:
                 f"got every_n_epochs={self.every_n_epochs}, steps={self.steps}"
             )
 
-    def due_at_step(self, step: int) -> bool:
-        """Whether a profile is due right after optimizer step ``step``."""
-        return step in self.steps
+    def due_within(self, before: int, step: int) -> bool:
+        """Whether a profile is due between two counts of optimizer steps; several optimizers count by more than 1."""
+        return any(before < due <= step for due in self.steps)
 
     def due_at_epoch(self, epochs_done: int) -> bool:
         """Whether a profile is due when ``epochs_done`` epochs are complete."""

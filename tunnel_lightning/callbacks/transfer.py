@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from tunnel_lightning.callbacks.base import LayerCallback
-from tunnel_lightning.callbacks.batches import Target, first_of
+from tunnel_lightning.callbacks.batches import Target, first_of, fixed_batches, images_of
 from tunnel_lightning.callbacks.probes import ridge_heads
 from tunnel_lightning.callbacks.schedule import Schedule
 from tunnel_lightning.callbacks.watch import Profile, Request, Source
@@ -42,6 +42,14 @@ class TransferOptions:
     fit_images: int = 10_000
     eval_images: int | None = 10_000
     alpha: float = 1e-3
+
+    def __post_init__(self) -> None:
+        images = self.eval_images is None or self.eval_images >= 1
+        if self.fit_images < 1 or not images or self.alpha <= 0:
+            raise ValueError(
+                "transfer: fit_images and eval_images must be 1 or more and alpha above 0, got "
+                f"fit_images={self.fit_images}, eval_images={self.eval_images}, alpha={self.alpha}"
+            )
 
 
 class TransferMonitor(LayerCallback):
@@ -102,6 +110,7 @@ class TransferMonitor(LayerCallback):
     def begin(self) -> None:
         """Show the sets as the network takes its input, and make their loaders."""
         watch = self.watch
+        self._loaders = {}
         network_data = watch.trainer.datamodule  # type: ignore[attr-defined]
         for data in self.options.ood:
             if hasattr(data, "adapt"):
@@ -118,6 +127,12 @@ class TransferMonitor(LayerCallback):
                     f"{name}-{1 + sum(known.startswith(name) for known in [*self._loaders, watch.dataset])}"
                 )
             self._loaders[name] = first_of(data.train_dataloader()), first_of(data.test_dataloader())
+            shape = tuple(images_of(next(iter(fixed_batches(self._loaders[name][1], 1)))).shape[1:])
+            if shape != watch.taps.input.shape:
+                raise ValueError(
+                    f"the transfer set {name} gives images {list(shape)} and the network takes "
+                    f"{list(watch.taps.input.shape)}: resize them in its datamodule (the package's own sets do that)"
+                )
 
     def measure_layers(self) -> Profile:
         """On each set: fit on its training images, score on its test images."""
@@ -128,6 +143,7 @@ class TransferMonitor(LayerCallback):
                 Source(name, "train", options.fit_images, partial(first_of, train)), [factory]
             )
             heads = ridge_heads(fitted, options.alpha)
+            del fitted  # the next pass needs the memory
             source = Source(name, "test", options.eval_images, partial(first_of, test))
             states = yield Request(source, [partial(self._probe, heads)])
             rows += watch.rows_of(source, states)

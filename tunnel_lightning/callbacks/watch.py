@@ -74,6 +74,11 @@ class Watch:
         self.network = sole_child(module)
         # What a profile calls on images: the module, which may prepare them; without a forward, the network in it.
         self.model = module if type(module).forward is not LightningModule.forward else self.network
+        if self.model is module and type(module).forward is LightningModule.forward:
+            raise ValueError(
+                f"{type(module).__name__} has no forward: a profile calls it on images, define forward(x) to return "
+                "the class scores"
+            )
         self.taps = Taps(self.network, spec)
         if "torch._dynamo" in sys.modules:
             # torch does not guard on hooks: what was compiled for an unwatched network of the same classes,
@@ -87,6 +92,8 @@ class Watch:
         self._epoch = 0
         self._readers: list[LayerCallback] = []
         self._features: dict[str, Tensor] | None = None
+        self._step_before = 0
+        self._labels_seen = False
         self._input_rows: dict[tuple[str, ...], Row] = {}
         self._input_known: set[LayerCallback] = set()
         self.publisher = Publisher(trainer)
@@ -124,7 +131,13 @@ class Watch:
         made = next((cb.path for cb in self.trainer.callbacks if hasattr(cb, "is_run_folder")), None)  # type: ignore[attr-defined]
         if made is not None:
             return Path(made)
-        return Path(self.trainer.log_dir) if self.trainer.loggers and self.trainer.log_dir else None
+        for logger in self.trainer.loggers:
+            if getattr(logger, "log_dir", None):
+                return Path(logger.log_dir)  # type: ignore[arg-type]
+            if logger.save_dir and logger.name and logger.version is not None:
+                # others write all runs to one folder
+                return Path(logger.save_dir) / str(logger.name) / str(logger.version)
+        return None
 
     @property
     def num_classes(self) -> int:
@@ -175,18 +188,19 @@ class Watch:
 
     def on_train_start(self) -> None:
         """Profile the untrained network with the parts that want it."""
-        self.num_classes  # noqa: B018 - refuse before training, not after the first batch
+        if any(part.needs_classes for part in self.parts):
+            self.num_classes  # noqa: B018 - refuse before training, not after the first batch
         self.publisher.start(self.folder)
         if self.folder is not None and self.trainer.is_global_zero:
             self._table = ProfileTable(self.folder / "profile.csv")
             self.memory = list(self._table.rows)
         self._first_forward()
-        if self.step == 0:
+        if self.step == 0 and self.begun:
             self.profile([part for part in self.parts if part.profile.start])
 
     def on_train_batch_start(self) -> None:
         """Arm the hooks where a part reads this step's features."""
-        self._features = None
+        self._features, self._step_before = None, self.step
         self._readers = [part for part in self.parts if part.reads_step(self.step)]
         if self._readers or not self.begun:
             self.taps.arm()
@@ -201,12 +215,29 @@ class Watch:
         """Hand the step's features to the parts that read it; profile where one is due."""
         if self._features is not None:
             self.begin(images_of(batch))
-            for part in self._readers:
-                part.on_features(self._features, target_of(batch, self.target))
+            if self._readers:
+                target = target_of(batch, self.target)
+                if not self._labels_seen:
+                    self._check_labels(target)
+                for part in self._readers:
+                    part.on_features(self._features, target)
             self._features = None
         self.taps.disarm()
         if self.profiled_at != self.step:
-            self.profile([part for part in self.parts if part.profile.due_at_step(self.step)])
+            self.profile(
+                [part for part in self.parts if part.profile.due_within(self._step_before, self.step)]
+            )
+
+    def _check_labels(self, target: Tensor) -> None:
+        """Once, on the first batch: on a GPU a wrong label would end the process without a word."""
+        self._labels_seen = True
+        whole = target.ndim == 1 and not target.is_floating_point()
+        if not whole or not 0 <= int(target.min()) <= int(target.max()) < self.num_classes:
+            found = f"{target.dtype} {list(target.shape)}"
+            raise ValueError(
+                f"labels must be class indices [B] from 0 to {self.num_classes - 1}, these are {found} from "
+                f"{target.min().item()} to {target.max().item()}: see num_classes= and target="
+            )
 
     def on_train_epoch_end(self) -> None:
         """Profile by the period in epochs, and where this epoch is the last."""
@@ -229,16 +260,19 @@ class Watch:
             return
         self.begun = True
         self.taps.features_of_input(images[:1])
-        # every profile streams moments: too many are refused here, not after hours of training
-        check_memory(self.taps, [lambda tap: Moments(tap.dim, self.num_classes)])
-        for part in self.parts:
-            part.begin()
+        if any(part.needs_classes for part in self.parts):
+            # each of their passes streams moments: too many are refused here, not after hours of training
+            check_memory(self.taps, [lambda tap: Moments(tap.dim, self.num_classes)])
+        with untouched_rng():  # other sets are loaded and looked at
+            for part in self.parts:
+                part.begin()
         if self.folder is not None:
             costs = self._costs(images[:1])
             if self.trainer.is_global_zero:
                 self._write_layers(self.folder, costs)
 
     def _write_layers(self, folder: Path, costs: dict[str, int]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         taps = [self.taps.input, *self.taps.layers, *([self.taps.head] if self.taps.head else [])]
         layers = [
             LayerInfo(
@@ -303,6 +337,7 @@ class Watch:
                 share = {name: found[at : at + len(request.factories)] for name, found in states.items()}
                 at += len(request.factories)
                 advance(part, share)
+            del states, share  # before the next pass takes as much again
         return self._keep(parts, [row for part in parts for row in rows[part]])
 
     def _pass(self, source: Source, factories: Sequence[Factory], input: bool) -> States:
@@ -314,7 +349,7 @@ class Watch:
             self.taps,
             batches,
             factories,
-            unpack=self._unpack if own else None,
+            unpack=self._unpack if own else self._unpack_other,
             device=self.module.device,
             context=trainer.precision_plugin.forward_context,
             input=input,
@@ -323,18 +358,30 @@ class Watch:
         )
 
     def _unpack(self, batch: Any) -> tuple[Tensor, Tensor]:
-        images = self.trainer.precision_plugin.convert_input(images_of(batch))
-        return images, target_of(batch, self.target)
+        """Images and labels as the network gets them, through the hooks that move and prepare batches."""
+        trainer = self.trainer
+        batch = trainer.precision_plugin.convert_input(batch)
+        # The hooks of one's own that augment ask the trainer whether it trains.
+        trainer.validating = True
+        try:
+            batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
+            batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        finally:
+            trainer.training = True
+        return images_of(batch), target_of(batch, self.target)
+
+    def _unpack_other(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Images and labels of another set, which knows nothing of this module's hooks."""
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        return images_of(batch), target_of(batch)
 
     def _first_forward(self) -> None:
         """Learn the order and width of the layers from two training images; from the first batch of a stream."""
-        loader = first_of(self.trainer.train_dataloader)
         with untouched_rng():
-            try:
-                batch = next(iter(fixed_batches(loader, 2)))
-            except ValueError:
+            batch = self._two_images()
+            if batch is None:
                 return
-        images = self.trainer.precision_plugin.convert_input(images_of(batch)).to(self.module.device)
+            images = self._unpack(batch)[0]
         self.taps.arm()
         try:
             with quiet(self.model), self.trainer.precision_plugin.forward_context():
@@ -343,6 +390,16 @@ class Watch:
         finally:
             self.taps.disarm()
         self.begin(images)
+
+    def _two_images(self) -> Any:
+        """A batch of two, of the first loader that can be read by index."""
+        for loader in (first_of(self.trainer.train_dataloader), self._val_loader()):
+            try:
+                batches = fixed_batches(loader, 2)
+            except ValueError:  # a stream
+                continue
+            return next(iter(batches))
+        return None
 
     def _costs(self, images: Tensor) -> dict[str, int]:
         """FLOPs of one image by path in the network."""

@@ -37,6 +37,7 @@ class WeightChange(LayerCallback):
         >>> trainer = Trainer(callbacks=[WeightChange()], logger=False)
     """
 
+    needs_classes = False
     _last: dict[str, Tensor] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

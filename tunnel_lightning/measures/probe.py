@@ -130,6 +130,7 @@ class ProbeBank(nn.Module):
         if not dims:
             raise ValueError("ProbeBank needs at least one layer, got none")
         self.names = list(dims)
+        self.dims = dict(dims)
         self.num_classes = num_classes
         self.momentum = momentum
         self.steps = 0
