@@ -193,6 +193,10 @@ def test_evaluation_commands(run, tmp_path, capsys, monkeypatch):
         (["--name=a/b"], "a/b"),
         (["--resume=nowhere"], "nowhere"),
         (["--data.samples_per_class=0"], "samples_per_class"),
+        (["--trainer.limit_train_batches=2.5"], "limit_train_batches"),
+        ([f"--runs={ROOT / 'pyproject.toml'}"], "pyproject.toml"),
+        (["--ckpt_path=nowhere.ckpt"], "no checkpoint nowhere.ckpt"),
+        ([f"--ckpt_path={ROOT / 'pyproject.toml'}"], "pyproject.toml can't be read as a checkpoint"),
     ],
 )
 def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, said, capsys, monkeypatch):
@@ -206,18 +210,92 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing(tmp_path, arguments, sai
     assert code in (1, 2)
     assert said in err
     assert "Traceback" not in err
-    assert not list(tmp_path.glob("runs/*/*")), "a run that never began leaves no folder"
+    assert not list(tmp_path.glob("runs/*")), "a run that never began leaves no folder"
 
 
-def test_resume_without_a_checkpoint_is_an_error(run, tmp_path, capsys):
+def mistake(capsys, *arguments):
+    """What is said of a mistake: an exit status and a sentence."""
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    err = capsys.readouterr().err
+    assert code in (1, 2)
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 2
+    return err
+
+
+def test_resume_of_a_broken_folder_names_what_is_broken(run, tmp_path, capsys):
     folder = tmp_path / "copy"
-    folder.mkdir()
-    (folder / "config.yaml").write_bytes((run / "config.yaml").read_bytes())
-    assert main(["fit", "--resume", str(folder)]) == 1
-    assert "last.ckpt is missing" in capsys.readouterr().err
+    assert "is no run folder" in mistake(capsys, "fit", "--resume", folder)
+    shutil.copytree(run, folder)
+    config, last = folder / "config.yaml", folder / "checkpoints/last.ckpt"
+    for text in ("trainer: [", "just words", "seed_everything: x"):
+        config.write_text(text)
+        assert f"{config} can't be read" in mistake(capsys, "fit", "--resume", folder), text
+    shutil.copy(run / "config.yaml", config)
+    last.write_bytes(last.read_bytes()[:5000])
+    said = mistake(capsys, "fit", "--resume", folder)
+    assert str(last) in said
+    assert "copy best.ckpt" in said
+    last.unlink()
+    said = mistake(capsys, "fit", "--resume", folder)
+    assert "is no run folder" in said
+    assert "last.ckpt is missing" in said
 
 
-def test_resume_of_a_finished_run_says_so_and_goes_on_when_asked(run, tmp_path, capsys):
+def test_evaluation_says_what_is_wrong_with_its_files(run, tmp_path, capsys):
+    config, best = ["--config", run / "config.yaml"], run / "checkpoints/best.ckpt"
+    for name in ("validate", "test", "predict"):
+        assert "give the checkpoint" in mistake(capsys, name, *config).replace("\n", " ")
+    out = tmp_path / "nodir" / "table.csv"
+    assert str(out) in mistake(capsys, "predict", *config, "--ckpt_path", best, "--out", out)
+    said = mistake(capsys, "test", *config, "--ckpt_path", best, "--model.backbone.width=16")
+    assert f"{best} is of another network" in said
+    assert "size mismatch" in said
+
+
+def test_a_pretrained_network_needs_no_checkpoint(monkeypatch, capsys):
+    class Built(Exception):
+        pass
+
+    def build(cli):
+        raise Built
+
+    monkeypatch.setattr("tunnel_lightning.cli.TunnelCLI.before_instantiate_classes", build)
+    backbone = (
+        "--model.backbone=Named",
+        "--model.backbone.name=resnet18",
+        "--model.backbone.pretrained=true",
+    )
+    with pytest.raises(Built):
+        main(["test", "--data=Glyphs", *backbone])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_an_interrupted_run_says_how_to_go_on(epoch, tmp_path, capsys, monkeypatch):
+    def stop(self, trainer, pl_module):
+        if trainer.current_epoch == epoch:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("tunnel_lightning.callbacks.RunFolder.on_train_epoch_start", stop)
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(SystemExit):
+            fit("--runs", tmp_path, "--trainer.max_epochs=3", "--monitor.profile.steps=[]")
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning ignores further ones
+    err = capsys.readouterr().err
+    assert "interrupted" in err
+    if epoch:
+        assert f"fit --resume {tmp_path / 'mlp' / 'version_0'}\n" in err
+    else:
+        assert "no checkpoint to go on from" in err
+        assert not list(tmp_path.iterdir())
+
+
+def test_resume_of_a_finished_run_says_so_and_goes_on_when_asked(run, tmp_path, capsys, monkeypatch):
     folder = tmp_path / "runs" / "copy" / "version_0"
     shutil.copytree(run, folder)
     before = ProfileTable(folder / "profile.csv").rows
@@ -227,6 +305,16 @@ def test_resume_of_a_finished_run_says_so_and_goes_on_when_asked(run, tmp_path, 
     assert main(["fit", "--resume", str(folder), "--trainer.max_epochs=4"]) == 0
     assert "nothing was left to train" not in capsys.readouterr().out
     assert load_run(folder).steps[-1] == 4 * (26 * 40 // 128)
+    config = (folder / "config.yaml").read_text()
+    assert config == (run / "config.yaml").read_text().replace("max_epochs: 2", "max_epochs: 4")
+    assert "size mismatch" in mistake(capsys, "fit", "--resume", folder, "--model.backbone.width=16")
+    monkeypatch.chdir(folder)
+    for more in ([], ["--trainer.max_epochs=3"]):
+        assert main(["fit", "--resume", ".", *more]) == 0
+        out = capsys.readouterr().out
+        assert "nothing was left to train" in out
+        assert f"run folder   {folder}" in out
+        assert (folder / "config.yaml").read_text() == config
 
 
 def values(folder):

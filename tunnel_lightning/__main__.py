@@ -12,6 +12,9 @@ COMMANDS = {
     "predict": "class probabilities of a checkpoint for the test images, as a table",
 }
 
+SAID = (ValueError, OSError, RuntimeError, TypeError, ImportError)
+"""Kinds of error that the package raises for mistakes; others are its own."""
+
 USAGE = """usage: python -m tunnel_lightning COMMAND [options]
 
 See, while a network trains, what every one of its layers knows.
@@ -46,17 +49,31 @@ def main(argv: list[str] | None = None) -> int:
     if argv[0] not in COMMANDS:
         print(f"error: no command '{argv[0]}': choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
-    from tunnel_lightning.cli import run
-
     try:
+        from tunnel_lightning.cli import run
+
         run(argv)
-    except (ValueError, FileNotFoundError, RuntimeError, TypeError) as error:
-        said = _said_by_us(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        said = _sentence(error)
         if said is None or os.environ.get("TUNNEL_TRACEBACK"):
             raise
         print(f"error: {said}", file=sys.stderr)
         return 1
     return 0
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say of an error without a traceback; nothing of one that only a traceback explains."""
+    if said := _said_by_us(error):
+        return str(said)
+    if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported here
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return None
 
 
 def _said_by_us(error: BaseException | None) -> BaseException | None:
@@ -65,7 +82,8 @@ def _said_by_us(error: BaseException | None) -> BaseException | None:
         trace = error.__traceback__
         while trace is not None and trace.tb_next is not None:
             trace = trace.tb_next
-        if trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("tunnel_lightning"):
+        name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+        if isinstance(error, SAID) and name.startswith("tunnel_lightning"):
             return error
         error = error.__cause__ or error.__context__
     return None

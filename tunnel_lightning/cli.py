@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import logging
 import os
+import shlex
 import shutil
 import sys
 import warnings
@@ -20,13 +22,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # imported for their names: `--data CIFAR10` and `--model.backbone VGG` resolve among the classes known here
 import tunnel_lightning.backbones
 import tunnel_lightning.data  # noqa: F401
 from tunnel_lightning.callbacks import LayerMonitor, RunFolder
 from tunnel_lightning.callbacks.publish import hyperparameters
-from tunnel_lightning.callbacks.run_folder import prepare_resume
+from tunnel_lightning.callbacks.run_folder import checkpoint_of, prepare_resume, read_checkpoint
 from tunnel_lightning.module import Classifier
 from tunnel_lightning.runs import PROFILE_FILE, load_run, new_run_folder
 
@@ -38,10 +41,13 @@ class Resume(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         """Apply RUN/config.yaml where the option stands; later options override it."""
-        config = Path(values) / "config.yaml"
-        if config.is_file():
-            ActionConfigFile.apply_config(parser, namespace, "config", str(config))
-        setattr(namespace, self.dest, values)
+        checkpoint_of(values)
+        config = str(Path(values) / "config.yaml")
+        parser.reading = config  # for the parser names a key, but not the file
+        ActionConfigFile.apply_config(parser, namespace, "config", config)
+        parser.reading = None
+        # the run's name is in the path, and `.` has none
+        setattr(namespace, self.dest, os.path.abspath(values))
 
 
 class ProgressBar(RichProgressBar):
@@ -57,8 +63,12 @@ class ProgressBar(RichProgressBar):
 class Parser(LightningArgumentParser):
     """Says what is wrong in a line or two; LightningCLI's usage is 200 lines long."""
 
+    reading: str | None = None  # the config of a run folder, while it is read
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the error alone and exit with 2."""
+        if self.reading:
+            message = f"{self.reading} can't be read: {' '.join(message.split())}"
         print(f"error: {message}\n(all options: python -m tunnel_lightning COMMAND --help)", file=sys.stderr)
         sys.exit(2)
 
@@ -88,6 +98,25 @@ class TunnelCLI(LightningCLI):
             )
         return parser
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and look at the files that are named before anything is built."""
+        super().parse_arguments(parser, args)
+        config = self.config[self.config.subcommand]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is None:
+            if self.config.subcommand != "fit" and not config.get("model.backbone.init_args.pretrained"):
+                raise ValueError(
+                    f"`{self.config.subcommand}` without --ckpt_path would score random weights: give the "
+                    "checkpoint of a run, for example --ckpt_path RUN/checkpoints/best.ckpt"
+                )
+        elif checkpoint not in ("best", "last", "hpc") and "://" not in checkpoint:
+            read_checkpoint(checkpoint)
+        if out := config.get("out"):
+            if not Path(out).parent.is_dir():
+                raise FileNotFoundError(f"--out {out}: there is no folder {Path(out).parent}; make it first")
+            if Path(out).is_dir():
+                raise ValueError(f"--out {out} is a folder: give the name of a file")
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Give a training run its folder, logger, progress bar and checkpoints."""
         config = self._get(self.config_init, "trainer")
@@ -110,7 +139,7 @@ class TunnelCLI(LightningCLI):
             kwargs["logger"] = False  # else Lightning would make a folder of its own for a single number
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except Exception:
+        except BaseException:
             self._forget_folder()
             raise
 
@@ -136,13 +165,49 @@ class TunnelCLI(LightningCLI):
 
     def _config_text(self) -> str:
         parser, config = self._parser(self.subcommand), self.config[self.subcommand].clone()
-        config.pop("resume", None)
-        return parser.dump(config, skip_none=False)
+        resume = config.pop("resume", None)
+        text = str(parser.dump(config, skip_none=False))
+        if resume:
+            path = Path(resume) / "config.yaml"
+            kept = parser.parse_path(path, defaults=True)
+            kept.pop("resume", None)
+            if parser.dump(kept, skip_none=False) == text:
+                return path.read_text()  # nothing was overridden: a file edited by hand stays as it is
+        return text
 
     def _forget_folder(self) -> None:
         """Leave nothing of a new run that did not get as far as its first step."""
         if self.folder is not None and self.checkpoint is None:
             shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):  # where there are other runs of this name
+                self.folder.parent.rmdir()
+
+    def _say_interrupted(self) -> None:
+        if self.folder is None:
+            said = "interrupted"
+        elif (self.folder / "checkpoints" / "last.ckpt").is_file():
+            said = (
+                "interrupted; go on with: "
+                f"python -m tunnel_lightning fit --resume {shlex.quote(str(self.folder))}"
+            )
+        elif self.trainer.current_epoch == 0:
+            self._forget_folder()
+            said = "interrupted before the end of the first epoch: there is no checkpoint to go on from"
+        else:
+            said = f"interrupted; {self.folder} has no checkpoint to go on from"
+        rank_zero_only(print)(said, file=sys.stderr)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except RuntimeError as error:
+            head, *details = str(error).split("\n\t")
+            if "loading state_dict" not in head or not details:
+                raise
+            path = self.checkpoint or self._get(self.config, "ckpt_path")
+            raise ValueError(
+                f"{path} is of another network or other classes: {details[0].strip()}"
+            ) from error
 
     def fit(self, model: LightningModule, datamodule: LightningDataModule, **kwargs: Any) -> None:
         """Train, from a checkpoint of the run folder with ``--resume``."""
@@ -150,17 +215,28 @@ class TunnelCLI(LightningCLI):
         if self.checkpoint is not None:
             kwargs["ckpt_path"] = self.checkpoint
             resumed_at = torch.load(self.checkpoint, weights_only=True, mmap=True)["global_step"]
-        for logger in self.trainer.loggers:
-            logger.log_hyperparams(hyperparameters(self.config[self.subcommand].as_dict()))
+        finished = False
         try:
+            for logger in self.trainer.loggers:
+                logger.log_hyperparams(hyperparameters(self.config[self.subcommand].as_dict()))
             self.trainer.fit(model, datamodule=datamodule, **{"weights_only": True, **kwargs})
-        except Exception:
-            if self.trainer.global_step == 0:
-                self._forget_folder()
+        except (KeyboardInterrupt, SystemExit):  # the second is what Lightning makes of Ctrl-C
+            self._say_interrupted()
             raise
+        except Exception as error:
+            # trained further than max_epochs; what Lightning says to an exact match is nothing
+            finished = (
+                resumed_at is not None
+                and isinstance(error, MisconfigurationException)
+                and "You restored a checkpoint with current_epoch" in str(error)
+            )
+            if not finished:
+                if self.trainer.global_step == 0:
+                    self._forget_folder()
+                raise
         if self.folder is not None:
             print_run(self.folder)
-        if self.trainer.global_step == resumed_at:
+        if finished or self.trainer.global_step == resumed_at:
             print(
                 "nothing was left to train: the run had reached its end "
                 f"(max_epochs {self.trainer.max_epochs}, max_steps {self.trainer.max_steps}); "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tunnel_lightning.runs import ProfileTable, machine_info, package_versions, write_manifest
+from tunnel_lightning.runs.files import atomic
 
 
 class RunFolder(Callback):
@@ -40,12 +42,20 @@ class RunFolder(Callback):
 
     @rank_zero_only
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write config and manifest; a resumed run keeps its own."""
+        """Write config and manifest of a new run."""
         if stage != "fit" or (self.path / "config.yaml").exists():
             return
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(self.config)
         write_manifest(self.path, versions=package_versions(), machine=machine_info(), seed=self.seed)
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what a resume changed in the config; not before, for the checkpoint may not fit the change."""
+        path = self.path / "config.yaml"
+        if self.config and self.config != path.read_text():
+            with atomic(path) as file:
+                file.write(self.config)
 
     def state_dict(self) -> dict[str, Any]:
         """Random states, as tensors and plain numbers."""
@@ -99,6 +109,47 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])
 
 
+def checkpoint_of(folder: str | Path) -> Path:
+    """The checkpoint that a run folder goes on from.
+
+    Raises:
+        FileNotFoundError: for a folder without config or without a checkpoint.
+    """
+    folder = Path(folder)
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml; give one that `fit` made")
+    checkpoint = folder / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise FileNotFoundError(
+            f"{folder} is no run folder to go on in: {checkpoint} is missing; start again with "
+            f"`fit --config {folder / 'config.yaml'}`"
+        )
+    return checkpoint
+
+
+def read_checkpoint(path: str | Path, hint: str = "give one that `fit` made") -> dict[str, Any]:
+    """Open a checkpoint.
+
+    Args:
+        path: the checkpoint.
+        hint: what to do about one that can't be read.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it can't be read, or is something else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}: {hint}")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, ValueError) as error:
+        why = next(iter(str(error).splitlines()), "")
+        raise ValueError(f"{path} can't be read as a checkpoint: {hint} ({why})") from error
+    if not isinstance(state, dict) or not {"state_dict", "global_step"} <= state.keys():
+        raise ValueError(f"{path} is no checkpoint of a training run: {hint}")
+    return state
+
+
 def prepare_resume(folder: str | Path) -> Path:
     """Make a run folder ready to go on from its last checkpoint.
 
@@ -112,18 +163,11 @@ def prepare_resume(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: for a folder without config or without a checkpoint; nothing is changed then.
-        ValueError: for a checkpoint taken in mid-epoch with a loader that can't go on from there.
+        ValueError: for a checkpoint that can't be read, or one taken in mid-epoch with a loader that can't go
+            on from there.
     """
-    folder = Path(folder)
-    if not (folder / "config.yaml").is_file():
-        raise FileNotFoundError(f"{folder} is no run folder: it has no config.yaml; give one that `fit` made")
-    checkpoint = folder / "checkpoints" / "last.ckpt"
-    if not checkpoint.is_file():
-        raise FileNotFoundError(
-            f"{folder} has no checkpoint to go on from: {checkpoint} is missing; start again with "
-            f"`fit --config {folder / 'config.yaml'}`"
-        )
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    folder, checkpoint = Path(folder), checkpoint_of(folder)
+    state = read_checkpoint(checkpoint, "to go on from the best epoch, copy best.ckpt beside it over it")
     refuse_mid_epoch(state, checkpoint)
     ProfileTable(folder / "profile.csv").truncate(state["global_step"])
     for events in sorted(folder.glob("events.out.tfevents.*")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -144,7 +145,9 @@ def print_profile(run: Run, console: Console | None = None) -> None:
         console.print()
     # Commands and paths are never broken over lines: they are there to be copied.
     console.print(Text(f"run folder   {run.path}"), soft_wrap=True)
-    console.print(Text(f"TensorBoard  tensorboard --logdir {shlex.quote(str(run.path))}"), soft_wrap=True)
+    if any(Path(run.path).glob("events.out.tfevents.*")):
+        command = f"tensorboard --logdir {shlex.quote(str(run.path))}"
+        console.print(Text(f"TensorBoard  {command}"), soft_wrap=True)
 
 
 def _curves(rows: list[Row]) -> tuple[Curve, list[Curve], Curve]:
