@@ -358,10 +358,10 @@ def test_images_are_measured_as_the_network_gets_them(train):
     assert all(4 < mean < 6 for means in seen.values() for mean in means)
 
 
-def test_accumulated_batches_of_a_step_are_sent_once(train):
+def test_accumulated_batches_of_a_step_are_sent_once(train, tmp_path):
     sent = []
     probes = OnlineProbes(profile=Schedule(start=False))
-    logger = CSVLogger("", name="x")
+    logger = CSVLogger(tmp_path, name="x")
     logger.log_metrics = lambda metrics, step=None: sent.append((step, *metrics))
     logger.save = lambda: None
     train([probes], logger=logger, accumulate_grad_batches=2, epochs=4)
