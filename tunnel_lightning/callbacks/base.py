@@ -8,8 +8,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from tunnel_lightning.callbacks.batches import Target
+from tunnel_lightning.callbacks.requests import Profile
 from tunnel_lightning.callbacks.schedule import Schedule
-from tunnel_lightning.callbacks.watch import Profile, Watch
+from tunnel_lightning.callbacks.watch import Watch
 from tunnel_lightning.runs import Row
 from tunnel_lightning.taps import TapSpec
 

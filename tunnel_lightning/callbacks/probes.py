@@ -11,8 +11,8 @@ from torch import Tensor
 
 from tunnel_lightning.callbacks.base import LayerCallback
 from tunnel_lightning.callbacks.batches import Target
+from tunnel_lightning.callbacks.requests import Profile, Request, States
 from tunnel_lightning.callbacks.schedule import Schedule
-from tunnel_lightning.callbacks.watch import Factory, Profile, Request, States
 from tunnel_lightning.measures import Moments, ProbeAccuracy, ProbeBank, ridge_from_moments
 from tunnel_lightning.taps import Tap, TapSpec
 
@@ -166,6 +166,3 @@ def ridge_heads(states: States, alpha: float) -> dict[str, Any]:
         for moments in measures
         if isinstance(moments, Moments)
     }
-
-
-__all__ = ["Factory", "OnlineProbes", "ProbeOptions", "ridge_heads"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from tunnel_lightning.callbacks.base import LayerCallback
 from tunnel_lightning.callbacks.batches import Target
+from tunnel_lightning.callbacks.requests import Profile, Request
 from tunnel_lightning.callbacks.schedule import Schedule
-from tunnel_lightning.callbacks.watch import Profile, Request
 from tunnel_lightning.measures import RANKS, VARIANCES, MomentMeasures
 from tunnel_lightning.taps import Tap, TapSpec
 

@@ -13,8 +13,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from tunnel_lightning.callbacks.base import LayerCallback
 from tunnel_lightning.callbacks.batches import Target, first_of, fixed_batches, images_of
 from tunnel_lightning.callbacks.probes import ridge_heads
+from tunnel_lightning.callbacks.requests import Profile, Request, Source
 from tunnel_lightning.callbacks.schedule import Schedule
-from tunnel_lightning.callbacks.watch import Profile, Request, Source
 from tunnel_lightning.measures import (
     LayerValue,
     Moments,

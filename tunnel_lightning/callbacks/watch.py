@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -12,51 +11,18 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from tunnel_lightning.callbacks.batches import Target, first_of, fixed_batches, images_of, target_of
+from tunnel_lightning.callbacks.places import flops_by_path, sole_child, write_places
 from tunnel_lightning.callbacks.publish import Publisher
-from tunnel_lightning.measures import LayerValue, Measure, Moments, accumulate, check_memory, values_of
-from tunnel_lightning.runs import LayerInfo, ProfileTable, Row, run_id_of, write_layers, write_manifest
-from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet, untouched_rng
-from tunnel_lightning.taps.costs import costs
+from tunnel_lightning.callbacks.requests import Factory, Request, Source, States
+from tunnel_lightning.measures import LayerValue, Moments, accumulate, check_memory, values_of
+from tunnel_lightning.runs import ProfileTable, Row, run_id_of
+from tunnel_lightning.taps import Taps, TapSpec, quiet, untouched_rng
 
 if TYPE_CHECKING:
     from tunnel_lightning.callbacks.base import LayerCallback
-
-Factory = Callable[[Tap], "Measure | None"]
-States = dict[str, "list[Measure | None]"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One set of images a profile reads: where it comes from and how the table calls it."""
-
-    dataset: str
-    split: str
-    limit: int | None
-    loader: Callable[[], Any] = field(compare=False)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One pass over ``source``, with one measure of each factory for every layer."""
-
-    source: Source
-    factories: Sequence[Factory]
-
-
-Profile = Generator[Request, States, list[Row]]
-
-
-def sole_child(module: nn.Module) -> nn.Module:
-    """The one child that holds all parameters of ``module``, or ``module`` itself.
-
-    It gives layers the names they have in the network, not in the LightningModule around it.
-    """
-    children = [child for child in module.children() if any(True for _ in child.parameters())]
-    own = any(True for _ in module.parameters(recurse=False))
-    return children[0] if len(children) == 1 and not own and len(list(children[0].children())) > 0 else module
 
 
 class Watch:
@@ -267,30 +233,9 @@ class Watch:
             for part in self.parts:
                 part.begin()
         if self.folder is not None:
-            costs = self._costs(images[:1])
+            flops = flops_by_path(self.model, self.network, images[:1])
             if self.trainer.is_global_zero:
-                self._write_layers(self.folder, costs)
-
-    def _write_layers(self, folder: Path, costs: dict[str, int]) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        taps = [self.taps.input, *self.taps.layers, *([self.taps.head] if self.taps.head else [])]
-        layers = [
-            LayerInfo(
-                tap.index,
-                tap.name,
-                tap.kind,
-                "x".join(map(str, tap.shape)),
-                tap.dim,
-                tap.parameters,
-                costs.get(tap.module, 0) if tap.module else 0,
-                tap.role,
-            )
-            for tap in taps
-        ]
-        write_layers(folder, layers)
-        write_manifest(
-            folder, taps={**asdict(self.spec), "hook_points": [tap.name for tap in self.taps.layers]}
-        )
+                write_places(self.folder, self.taps, flops)
 
     # -- profiles -------------------------------------------------------------------------------------------
 
@@ -400,13 +345,6 @@ class Watch:
                 continue
             return next(iter(batches))
         return None
-
-    def _costs(self, images: Tensor) -> dict[str, int]:
-        """FLOPs of one image by path in the network."""
-        found = costs(self.model, images)
-        path = next(path for path, module in self.model.named_modules() if module is self.network)
-        prefix = f"{path}." if path else ""
-        return {name.removeprefix(prefix): flops for name, flops in found.items() if name.startswith(prefix)}
 
     def rows_of(self, source: Source, states: States) -> list[Row]:
         """The table's rows of what one pass measured."""

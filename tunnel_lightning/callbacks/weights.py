@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from tunnel_lightning.callbacks.base import LayerCallback
-from tunnel_lightning.callbacks.watch import Profile
+from tunnel_lightning.callbacks.requests import Profile
 from tunnel_lightning.measures import LayerValue
 
 
