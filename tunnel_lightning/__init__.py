@@ -20,6 +20,9 @@ _HOMES = {
     "TransferMonitor": "tunnel_lightning.callbacks",
     "WeightChange": "tunnel_lightning.callbacks",
     "TapSpec": "tunnel_lightning.taps",
+    "Profile": "tunnel_lightning.analysis.profile",
+    "analyze": "tunnel_lightning.analysis.profile",
+    "load_analysis": "tunnel_lightning.runs",
     "measure": "tunnel_lightning.measures.base",
     "load_run": "tunnel_lightning.runs",
 }
@@ -27,17 +30,21 @@ __all__ = [
     "Classifier",
     "LayerMonitor",
     "OnlineProbes",
+    "Profile",
     "RankMonitor",
     "Schedule",
     "TapSpec",
     "TransferMonitor",
     "WeightChange",
     "__version__",
+    "analyze",
+    "load_analysis",
     "load_run",
     "measure",
 ]
 
 if TYPE_CHECKING:
+    from tunnel_lightning.analysis.profile import Profile, analyze
     from tunnel_lightning.callbacks import (
         LayerMonitor,
         OnlineProbes,
@@ -48,7 +55,7 @@ if TYPE_CHECKING:
     )
     from tunnel_lightning.measures.base import measure
     from tunnel_lightning.module import Classifier
-    from tunnel_lightning.runs import load_run
+    from tunnel_lightning.runs import load_analysis, load_run
     from tunnel_lightning.taps import TapSpec
 
 

@@ -1,23 +1,38 @@
-"""``python -m tunnel_lightning COMMAND``; help and version need no torch."""
+"""``python -m tunnel_lightning COMMAND``; help, version and report need no torch."""
 
+import errno
 import os
 import sys
+from importlib import import_module
 
 from tunnel_lightning import __version__
 
-COMMANDS = {
-    "fit": "train a network and watch every layer; --resume RUN goes on in a run folder",
-    "validate": "accuracy of a checkpoint on the validation images",
-    "test": "accuracy of a checkpoint on the test images",
-    "predict": "class probabilities of a checkpoint for the test images, as a table",
+COMMANDS: dict[str, tuple[str, str | None]] = {
+    "fit": ("train a network and watch every layer; --resume RUN goes on in a run folder", None),
+    "validate": ("accuracy of a checkpoint on the validation images", None),
+    "test": ("accuracy of a checkpoint on the test images", None),
+    "predict": ("class probabilities of a checkpoint for the test images, as a table", None),
+    "analyze": (
+        "the whole depth profile of a trained network, and its page",
+        "tunnel_lightning.analysis.command:command",
+    ),
+    "compare": (
+        "several networks: similarity of their layers, their profiles and their answers",
+        "tunnel_lightning.analysis.compare:command",
+    ),
+    "report": (
+        "the page of runs, analyses or a comparison, from their files",
+        "tunnel_lightning.report.command:report",
+    ),
 }
+"""Of each command what it does, and the function that is given the arguments behind its name; None: Lightning's."""
 
 SAID = (ValueError, OSError, RuntimeError, TypeError, ImportError)
 """Kinds of error that the package raises for mistakes; others are its own."""
 
 USAGE = """usage: python -m tunnel_lightning COMMAND [options]
 
-See, while a network trains, what every one of its layers knows.
+See, while a network trains and after, what every one of its layers knows.
 
 commands:
 {commands}
@@ -37,22 +52,30 @@ def main(argv: list[str] | None = None) -> int:
         argv: arguments without the program's name; by default those of the process.
 
     Returns:
-        The exit status: 0 for success, 1 for a mistake in what was asked, 2 for a mistake in how.
+        The exit status: 0 for success. Of Lightning's commands 1 for a mistake in what was asked and 2 for one in
+        how; of the others 2 for any mistake in what was asked, 1 where the machine failed, as a full disk.
     """
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] == "--version":
         print(f"tunnel_lightning {__version__}")
         return 0
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE.format(commands="\n".join(f"  {name:<19} {text}" for name, text in COMMANDS.items())))
+        print(
+            USAGE.format(commands="\n".join(f"  {name:<19} {text}" for name, (text, _) in COMMANDS.items()))
+        )
         return 0
     if argv[0] not in COMMANDS:
         print(f"error: no command '{argv[0]}': choose one of {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
+    _, home = COMMANDS[argv[0]]
     try:
-        from tunnel_lightning.cli import run
+        if home is None:
+            from tunnel_lightning.cli import run
 
-        run(argv)
+            run(argv)
+        else:
+            module, function = home.split(":")
+            getattr(import_module(module), function)(argv[1:])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -61,7 +84,8 @@ def main(argv: list[str] | None = None) -> int:
         if said is None or os.environ.get("TUNNEL_TRACEBACK"):
             raise
         print(f"error: {said}", file=sys.stderr)
-        return 1
+        machine = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        return 1 if home is None or machine else 2
     return 0
 
 

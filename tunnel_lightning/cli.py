@@ -11,18 +11,20 @@ import shlex
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ActionConfigFile, set_parsing_settings
+from jsonargparse.typing import NonNegativeInt
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 # imported for their names: `--data CIFAR10` and `--model.backbone VGG` resolve among the classes known here
 import tunnel_lightning.backbones
@@ -60,6 +62,17 @@ class ProgressBar(RichProgressBar):
         return metrics
 
 
+class KeptCheckpoints(ModelCheckpoint):
+    """Checkpoints that stay, numbered as the profile table counts: ``epoch=1`` is after the first epoch.
+
+    A class of its own, since Lightning tells the states of checkpoint callbacks apart by class and period.
+    """
+
+    def format_checkpoint_name(self, metrics: Mapping[str, Tensor], *args: Any, **options: Any) -> str:
+        """Path of a checkpoint."""
+        return super().format_checkpoint_name({**metrics, "epoch": metrics["epoch"] + 1}, *args, **options)
+
+
 class Parser(LightningArgumentParser):
     """Says what is wrong in a line or two; LightningCLI's usage is 200 lines long."""
 
@@ -83,6 +96,12 @@ class TunnelCLI(LightningCLI):
             "--name", type=str, default="run", help="Name of the run: its folder is RUNS/NAME/version_N."
         )
         parser.add_argument("--runs", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--keep_every",
+            type=NonNegativeInt,
+            default=0,
+            help="Keep a checkpoint every so many epochs, too, for `analyze --ckpt all`; 0 keeps none.",
+        )
         for name in ("num_classes", "input_shape"):
             parser.link_arguments(f"data.{name}", f"model.backbone.init_args.{name}", apply_on="instantiate")
 
@@ -151,10 +170,13 @@ class TunnelCLI(LightningCLI):
             "enable_version_counter": False,
         }
         # Two, since with save_last=True Lightning writes the last one only where the best one changes.
-        last = ModelCheckpoint(filename="last", **common)
-        return [ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **common), last][
-            not validates :
-        ]
+        found = [ModelCheckpoint(filename="last", **common)]
+        if validates:
+            found.insert(0, ModelCheckpoint(filename="best", monitor="val/accuracy", mode="max", **common))
+        if every := self._get(self.config, "keep_every"):
+            # after the last one, so that a run that is killed here goes on from this epoch at the earliest
+            found.append(KeptCheckpoints(filename="{epoch}", save_top_k=-1, every_n_epochs=every, **common))
+        return found
 
     def _new_folder(self) -> Path:
         # processes that Lightning starts for the other devices run this line too: they find the first one's folder

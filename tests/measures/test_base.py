@@ -216,3 +216,84 @@ def test_output_without_scores_has_no_network_row() -> None:
     assert "network" in layers(lambda y: (y, y.mean()))
     assert "network" not in layers(lambda y: y.mean(1))
     assert "network" not in layers(lambda y: y, network=False)
+
+
+class Recorder:
+    """An observer that keeps what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor | None]] = []
+
+    def update(self, features, target, output) -> None:
+        assert not torch.is_grad_enabled()
+        self.seen.append((dict(features), target, output))
+
+    def all_reduce(self, group=None) -> None:
+        raise AssertionError("one process has nothing to reduce")
+
+
+def test_observers_see_all_layers_of_a_batch_and_the_scores() -> None:
+    model, (x, y) = network(), images()
+    taps, observer, second = tap(model, x), Recorder(), Recorder()
+    states = accumulate(model, taps, batches(), [ranks], observers=[observer, second])
+    assert list(states) == ["input", "0", "4", "network"]
+    assert [len(target) for _, target, _ in observer.seen] == [16, 16, 16, 2]
+    assert len(second.seen) == 4
+    model.eval()
+    features = {
+        name: torch.cat([found[name] for found, _, _ in observer.seen]) for name in observer.seen[0][0]
+    }
+    assert set(features) == {"input", "0", "4"}
+    torch.testing.assert_close(features["input"], x)
+    torch.testing.assert_close(features["0"], model[0](x).detach())
+    torch.testing.assert_close(torch.cat([target for _, target, _ in observer.seen]), y)
+    torch.testing.assert_close(torch.cat([output for _, _, output in observer.seen]), model(x).detach())
+
+
+def test_observers_of_a_network_without_scores_and_without_pixels() -> None:
+    class Trunk(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = network()
+
+        def forward(self, x: torch.Tensor):
+            return self.body(x).mean(1)
+
+    model, observer = Trunk(), Recorder()
+    states = accumulate(model, tap(model, images()[0]), batches(), [], observers=[observer], input=False)
+    assert states == {"body.0": [], "body.4": []}
+    assert all(output is None and set(found) == {"body.0", "body.4"} for found, _, output in observer.seen)
+
+
+def test_only_measured_layers_are_looked_at_and_observers_get_the_sick_ones() -> None:
+    model, observer = network(), Recorder()
+    model[0].weight.data.fill_(torch.nan)
+    taps = tap(model, images()[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        states = accumulate(
+            model,
+            taps,
+            batches(),
+            [lambda tap: ranks(tap) if tap.name == "input" else None],
+            observers=[observer],
+            network=False,
+        )
+    assert states["0"] == [None]
+    assert observer.seen[0][0]["0"].isnan().all()
+
+
+def test_gram_taps_feed_observers_alone() -> None:
+    model, observer = network(), Recorder()
+    taps = tap(model, images()[0], pool="gram")
+    with pytest.raises(
+        ValueError, match=r"taps\.pool is 'gram', and Gram matrices have no features to measure"
+    ):
+        accumulate(model, taps, batches(), [ranks])
+    states = accumulate(model, taps, batches(), [], observers=[observer])
+    assert list(states) == ["0", "4", "network"]
+    assert [{n: tuple(g.shape) for n, g in found.items()} for found, _, _ in observer.seen[-2:]] == [
+        {"0": (16, 16), "4": (16, 16)},
+        {"0": (2, 2), "4": (2, 2)},
+    ]
+    assert [row.layer for row in values_of(states, taps)] == ["network"]

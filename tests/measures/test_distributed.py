@@ -1,4 +1,4 @@
-"""Two gloo processes equal one: moments, the metric, the pass over the data, the bank of probes."""
+"""Two gloo processes equal one: moments, the metric, the pass over the data, observers, the bank of probes."""
 
 import subprocess
 import sys
@@ -10,7 +10,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tunnel_lightning.measures import MomentMeasures, Moments, MomentsMetric, ProbeBank, accumulate
+from tunnel_lightning.measures import (
+    Agreement,
+    LinearHead,
+    MomentMeasures,
+    Moments,
+    MomentsMetric,
+    ProbeBank,
+    accumulate,
+)
 from tunnel_lightning.taps import Taps
 
 STEPS = 8
@@ -28,6 +36,11 @@ def model() -> nn.Module:
         return nn.Sequential(nn.Linear(10, 6), nn.ReLU(), nn.Linear(6, 4))
 
 
+def head(dim: int) -> LinearHead:
+    weight = torch.randn(4, dim, generator=torch.Generator().manual_seed(dim)).double()
+    return LinearHead(weight, -100 * weight.sum(1))  # the images have mean 100
+
+
 def run(rank: int, world: int) -> dict:
     x, y = images()
     mine = slice(rank, None, world)
@@ -40,11 +53,13 @@ def run(rank: int, world: int) -> dict:
 
     network = model()
     parts = list(zip(x[mine].split(32), y[mine].split(32), strict=True))
-    states = accumulate(network, Taps(network), parts, [lambda tap: MomentMeasures(tap.dim, 4)])
+    factories = [lambda tap: MomentMeasures(tap.dim, 4)]
+    agreements = [Agreement({"input": head(10), "0": head(6)}) for _ in range(2)]
+    states = accumulate(network, Taps(network), parts, factories, observers=agreements[:1])
     # The second process gets no image at all, and its taps know the layers from before.
     taps = Taps(network)
     taps.dry_run(x[:2])
-    lone = accumulate(network, taps, [] if rank else [(x, y)], [lambda tap: MomentMeasures(tap.dim, 4)])
+    lone = accumulate(network, taps, [] if rank else [(x, y)], factories, observers=agreements[1:])
 
     bank = ProbeBank({"x": 10, "sick": 4}, 4, lr=1e-2)
     results = []
@@ -62,6 +77,7 @@ def run(rank: int, world: int) -> dict:
         "metric": metric.compute(),
         "values": {name: [m.compute() for m in found] for name, found in states.items()},
         "lone": {name: [m.compute() for m in found] for name, found in lone.items()},
+        "agreements": [agreement.values() for agreement in agreements],
         "bank": [*(p.detach() for p in bank.parameters()), *bank.buffers()],
         "steps": torch.stack(results),
     }
@@ -110,6 +126,15 @@ def test_values(results) -> None:
                     assert value.value == pytest.approx(expected.value, rel=0 if exact else 1e-5)
         for name, value in one["metric"].items():
             assert found["metric"][name].item() == pytest.approx(value.item(), rel=1e-5)
+
+
+def test_observers(results) -> None:
+    one, two = results
+    for found in two:
+        assert found["agreements"] == one["agreements"]
+        for values in found["agreements"]:
+            assert [value.n for value in values.values()] == [300, 300]
+            assert 0 < values["input"].value < 1
 
 
 def test_probes_are_equal_on_both_ranks_and_those_of_the_whole_batch(results) -> None:

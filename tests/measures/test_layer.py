@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from tunnel_lightning.measures import RANKS, VARIANCES, Accuracy, LinearHead, MomentMeasures, ProbeAccuracy
+from tunnel_lightning.measures import (
+    COLLAPSE,
+    RANKS,
+    VARIANCES,
+    Accuracy,
+    LinearHead,
+    MomentMeasures,
+    ProbeAccuracy,
+)
 
 
 def values(measure) -> dict[tuple[str, str], float]:
@@ -43,6 +51,9 @@ def test_which() -> None:
     measure = MomentMeasures(3, 2, which=["variance_ratio", "rank_cov"])
     measure.update(torch.eye(3), torch.tensor([0, 1, 1]))
     assert {name for name, _ in values(measure)} == {"variance_ratio", "rank_cov"}
+    measure = MomentMeasures(3, 2, which=[*COLLAPSE, "pc1_fraction"])
+    measure.update(torch.eye(3), torch.tensor([0, 1, 1]))
+    assert {name for name, _ in values(measure)} == {*COLLAPSE, "pc1_fraction"}
     with pytest.raises(ValueError, match="no measure \\['rank'\\]"):
         MomentMeasures(3, 2, which=["rank"])
 
@@ -101,3 +112,56 @@ def test_scores_that_are_not_finite_are_no_accuracy() -> None:
     probe = ProbeAccuracy(LinearHead(torch.full((2, 2), torch.nan), torch.zeros(2)), "ridge", loss=True)
     probe.update(torch.ones(4, 2), torch.zeros(4, dtype=torch.long))
     assert all(math.isnan(value.value) and math.isnan(value.se) for value in probe.compute())
+
+
+def test_spectrum_and_first_component() -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.standard_normal((300, 20)) * np.geomspace(1, 0.01, 20) + 3).astype(np.float32)
+    y = torch.zeros(300, dtype=torch.long)
+    measure = MomentMeasures(20, 1, which=["pc1_fraction"])
+    measure.update(torch.from_numpy(x[:200]), y[:200])
+    measure.compute()
+    other = MomentMeasures(20, 1)
+    other.update(torch.from_numpy(x[200:]), y[200:])
+    measure.merge(other)  # what was known before is forgotten
+    expected = np.linalg.eigvalsh(np.cov(x.T.astype(np.float64)))[::-1]
+    spectrum = measure.spectrum
+    assert spectrum is not None
+    assert spectrum.dtype == torch.float64
+    np.testing.assert_allclose(spectrum, expected, rtol=1e-4)
+    assert values(measure) == {("pc1_fraction", "cov"): pytest.approx(expected[0] / expected.sum(), rel=1e-6)}
+
+
+def test_the_spectrum_is_computed_once_and_only_where_needed(monkeypatch) -> None:
+    import tunnel_lightning.measures.layer as layer
+
+    calls = []
+    monkeypatch.setattr(layer, "eigenvalues", lambda matrix: calls.append(1) or torch.linalg.eigvalsh(matrix))
+    x, y = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
+    measure = MomentMeasures(4, 3, which=["variance_ratio", "nc1"])
+    measure.update(x, y)
+    measure.compute()
+    assert measure.spectrum is None
+    assert not calls
+    measure = MomentMeasures(4, 3, which=["rank_cov", "pc1_fraction"])
+    measure.update(x, y)
+    assert measure.compute() == measure.compute()
+    assert len(measure.spectrum) == 4
+    assert len(calls) == 1
+
+
+def test_labels_matter_only_to_measures_of_classes() -> None:
+    measure = MomentMeasures(3, 2, which=["rank_cov"])
+    measure.update(torch.eye(3), torch.tensor([0, 1, 7]))
+    assert values(measure)["rank_cov", "rtol=1e-3"] == 2
+    for name in (*VARIANCES, *COLLAPSE):
+        measure = MomentMeasures(3, 2, which=[name])
+        measure.update(torch.eye(3), torch.tensor([0, 1, 7]))
+        with pytest.raises(ValueError, match="1 of 3 labels are not in"):
+            measure.compute()
+
+
+def test_accuracy_of_a_head_by_another_name() -> None:
+    probe = ProbeAccuracy(LinearHead(torch.eye(2), torch.zeros(2)), "fit means", measure="ncm_accuracy")
+    probe.update(torch.eye(2), torch.tensor([0, 0]))
+    assert values(probe) == {("ncm_accuracy", "fit means"): 0.5}

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from tunnel_lightning.measures import Moments, MomentsMetric, numerical_rank
-from tunnel_lightning.measures.moments import full_precision
 
 
 def features(n: int, dim: int, offset: float = 0.0, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,20 +169,6 @@ def test_half_precision_features_and_autocast() -> None:
         moments = streamed(half, y)
         covariance = moments.covariance
     np.testing.assert_allclose(covariance, np.cov(half.double().numpy().T), atol=1e-6)
-
-
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_products_are_float32_and_the_setting_comes_back(precision: str) -> None:
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        with full_precision(torch.device("cpu")):
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
-        assert torch.get_float32_matmul_precision() == precision
-        assert torch.backends.cuda.matmul.allow_tf32 == (precision != "highest")
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def test_metric_equals_moments() -> None:

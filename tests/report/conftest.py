@@ -1,7 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 
-from tunnel_lightning.runs import Row
+from tunnel_lightning.runs import LayerInfo, ProfileTable, Row, SimilarityMap, write_analysis, write_manifest
+from tunnel_lightning.runs.analysis import write_arrays
 
 # Curves of the kind the example configs give: 12 x 256 MLP, and the ResNet-34 layout at width 16.
 MLP = {
@@ -102,3 +105,195 @@ def resnet_rows():
 @pytest.fixture(scope="session")
 def three_sets_rows():
     return history(MLP, epochs=2, ood_sets=("Digits", "FashionMNIST", "SVHN"))
+
+
+NASTY = "layers.<b>5&%{x}</b>"
+"""A layer's name that would break a page that trusts it."""
+
+
+def _cka(names, dims, tunnel):
+    """A map with a block from the tunnel on."""
+    depth = np.arange(len(names))
+    value = np.exp(-np.abs(depth[:, None] - depth) / 6)
+    inside = depth >= tunnel
+    value = np.where(inside[:, None] & inside, 0.9 + 0.1 * value, value)
+    np.fill_diagonal(value, 1)
+    return SimilarityMap(list(names), value, np.full(value.shape, 0.004))
+
+
+def analysis_rows(shape=MLP, step=420, run_id=None, shift=0.0):
+    """Rows as an analysis writes them: all the measures, at one checkpoint, on test images."""
+    names = list(shape["names"])
+    names[4] = NASTY if shape is MLP else names[4]
+    shape = {
+        **shape,
+        "names": names,
+        "id": np.asarray(shape["id"]) + shift,
+        "network": shape["network"] + shift,
+    }
+    rows = [
+        r._replace(split="test")
+        for r in profile_rows(shape, step, step // 70, 1.0, ood_sets=("Digits", "Fashion"))
+        if r.variant != "online"
+    ]
+    n, own = 2000, "Glyphs"
+    at = Row(shape["name"], step, step // 70, -1, "test", own, "", 0, "", "", 0.0, float("nan"), n, 256)
+    depth = np.arange(1, len(names) + 1) / len(names)
+    ridge = np.asarray(shape["id"])
+    fall = np.exp(-4 * depth)
+    curves = {
+        ("probe_accuracy", "logistic"): ridge + 0.012,
+        ("probe_accuracy", "masarczyk"): ridge - 0.02,
+        ("probe_balanced_accuracy", "ridge"): ridge - 0.004,
+        ("probe_top5_accuracy", "ridge"): np.clip(ridge + 0.3, 0, 1),
+        ("knn_accuracy", "k=20"): ridge - 0.05 * (1 - depth),
+        ("ncm_accuracy", "fit means"): ridge * (0.5 + 0.5 * depth),
+        ("ncm_disagreement", "network"): 0.7 * fall + 0.02,
+        ("variance_inter", "l2"): 0.2 + 0.9 * depth**2,
+        ("variance_intra", "l2"): 0.8 - 0.6 * depth,
+        ("variance_ratio", "l2"): (0.2 + 0.9 * depth**2) / (0.8 - 0.6 * depth),
+        ("variance_ratio", "raw"): (0.1 + 0.9 * depth**2) / (0.8 - 0.6 * depth),
+        ("nc1", "trace_pinv"): 40 * fall,
+        ("nc1", "trace_ratio"): 9 * fall,
+        ("nc2", "norm_cv"): 0.4 - 0.3 * depth,
+        ("nc2", "angle"): 0.3 - 0.2 * depth,
+        ("nc2", "etf"): 0.9 - 0.5 * depth,
+        ("nc3", "ridge"): 1.1 - 0.6 * depth,
+        ("cdnv", "mean"): 3 * fall,
+        ("effective_rank", "cov"): np.asarray(shape["rank"]) * 0.5,
+        ("stable_rank", "cov"): np.asarray(shape["rank"]) * 0.1,
+        ("participation_ratio", "cov"): np.asarray(shape["rank"]) * 0.2,
+        ("rankme", "raw"): np.asarray(shape["rank"]) * 0.6,
+        ("pc1_fraction", "cov"): 0.1 + 0.3 * depth,
+        ("l1_change", "next"): 0.2 + 0.8 * fall,
+        ("weight_change", "l2_per_sqrt_n"): 0.01 * fall,
+    }
+    for (measure, variant), values in curves.items():
+        for i, value in enumerate(values):
+            row = at._replace(
+                measure=measure, variant=variant, layer=names[i], index=i + 1, value=float(value)
+            )
+            rows.append(row._replace(se=0.01) if measure.endswith("accuracy") else row)
+            if variant == "logistic":
+                rows.append(row._replace(split="train", value=min(1.0, float(value) + 0.05)))
+                rows.append(row._replace(dataset="Digits", value=float(shape["ood"][i]) - 0.01, se=0.01))
+    for k, value in enumerate(np.linspace(0.15, 0.7, 2 * len(names))):
+        name = f"{names[k // 2]}.{'act' if k % 2 else 'norm'}"
+        rows.append(
+            at._replace(
+                measure="pc1_fraction", variant="gram256", layer=name, index=k + 1, value=float(value)
+            )
+        )
+    for k in range(6):
+        place = at._replace(measure="probe_accuracy", variant="addition", se=0.01)
+        before = 0.3 + 0.04 * k
+        rows.append(place._replace(layer=f"stages.{k}.norm2", index=2 * k + 1, value=before))
+        rows.append(place._replace(layer=f"stages.{k}.add", index=2 * k + 2, value=before + 0.1))
+    for name, kept in (("Digits", 77.6), ("Fashion", 64.0)):
+        for measure, value in (("ood_retained", kept), ("id_ood_pearson", -0.4), ("id_ood_alignment", 0.31)):
+            row = at._replace(dataset=name, layer="network", index=len(names) + 1, variant="ridge")
+            rows = [r for r in rows if (r.measure, r.dataset) != (measure, name)]
+            rows.append(row._replace(measure=measure, value=value))
+    return [r._replace(run_id=run_id or shape["name"]) for r in rows]
+
+
+def make_analysis(folder, shape=MLP):
+    """A plausible analysis of a network of 12 layers, every file of it."""
+    random = np.random.default_rng(0)
+    rows = analysis_rows(shape)
+    names = [r.layer for r in rows if (r.measure, r.variant) == ("rank_cov", "rtol=1e-3")]
+    dims = shape["dims"]
+    layers = [LayerInfo(0, "input", "Input", "1x16x16", 256, 0, 0, "input")]
+    layers += [
+        LayerInfo(i, name, "Linear", "256", int(dim), 65_792, 131_072, "layer")
+        for i, (name, dim) in enumerate(zip(names, dims, strict=True), 1)
+    ]
+    outputs = [f"{name}.{kind}" for name in names for kind in ("norm", "act")]
+    cka = _cka(names, dims, 6)
+    every = _cka(outputs, dims, 12)
+    cka.value[2, 5] = cka.value[5, 2] = np.nan
+    spectrum = {}
+    for i, rank in enumerate(shape["rank"]):
+        fall = 3.0 * np.log(10) * (np.arange(dims[i]) / rank) ** 0.8
+        spectrum[f"Glyphs|test|{names[i]}"] = 10 * np.exp(-fall)
+    labels = random.integers(0, 8, 300)
+    places = {
+        names[k]: random.normal(size=(300, 2)) + (k / 2) * np.stack([np.cos(labels), np.sin(labels)], 1)
+        for k in (0, 5, 11)
+    }
+    summary = {
+        "run_id": shape["name"],
+        "title": "MLP <b>12 x 256</b> & friends",
+        "network": {"name": "MLP", "config": {"depth": 12, "width": 256}, "parameters": 790_298, "layers": 12, "flops": 1_580_000},
+        "checkpoint": "checkpoints/best.ckpt",
+        "step": 420,
+        "epoch": 6,
+        "class_names": list("ABCDEFGH"),
+        "transfer": {"Digits": {"strength": "strong"}, "Fashion": {"strength": "strong"}},
+        "blocks": {
+            "map": "cka_all", "threshold": 0.9,
+            "found": [{"start": outputs[12], "end": outputs[-1], "start_index": 13, "end_index": 24, "size": 12, "min_cka": 0.91}],
+        },
+        "settings": {"pool": "2x2", "alpha": 0.01, "fit_images": 10_000, "datasets": ["Glyphs", "Digits", "Fashion"]},
+        "versions": {"python": "3.11.4", "torch": "2.11.0"},
+        "machine": {"processor": "a processor", "cores": 2},
+        "seconds": {"moments": 3.2, "similarity": 1.4, "logistic probes": 11.0},
+        "notes": ["Digits images (1x8x8) were resized to 1x16x16."],
+    }  # fmt: skip
+    similarity = {
+        "cka": cka,
+        "cka_all": every,
+        "cka_all_no_pc1": _cka(outputs, dims, 99),
+        "pc1_cosine": every,
+    }
+    return write_analysis(folder, rows, layers, similarity, spectrum, {"labels": labels, **places}, summary)
+
+
+@pytest.fixture(scope="session")
+def analysed(tmp_path_factory):
+    """A run folder with what was measured live, and an analysis."""
+    run = tmp_path_factory.mktemp("runs") / "mlp" / "version_0"
+    ProfileTable(run / "profile.csv").append(history(MLP))
+    write_manifest(run, versions={"torch": "2.11.0"})
+    make_analysis(run / "analysis")
+    return run
+
+
+@pytest.fixture(scope="session")
+def compared(tmp_path_factory):
+    """A comparison folder: two seeds of one network, two of another."""
+    folder = tmp_path_factory.mktemp("runs") / "compare" / "version_0"
+    ids = ["mlp/version_0", "mlp/version_1", "resnet/version_0", "resnet/version_1"]
+    shapes = [MLP, MLP, RESNET, RESNET]
+    rows, names = [], []
+    for k, (run_id, shape) in enumerate(zip(ids, shapes, strict=True)):
+        rows += analysis_rows(shape, run_id=run_id, shift=0.006 * (k % 2))
+        names += [f"{run_id}:{name}" for name in shape["names"]]
+    ProfileTable(folder / "profile.csv").append(rows)
+    cka = _cka(names, None, 1000)
+    write_arrays(folder / "similarity.npz", {f"cka/{k}": np.asarray(v) for k, v in cka._asdict().items()})
+    random = np.random.default_rng(0)
+    right = random.integers(0, 3, (500, 2)) / 2
+    lines = [f"{i},A,{a:g},{b:g}" for i, (a, b) in enumerate(right)]
+    (folder / "predictions.csv").write_text("\n".join(["image,label,accuracy_a,accuracy_b", *lines]) + "\n")
+    summary = {
+        "schema": 1,
+        "title": "mlp against resnet",
+        "runs": [
+            {"run_id": i, "path": f"runs/{i}", "group": "ab"[k // 2], "accuracy": {"value": 0.5 + 0.1 * k, "n": 2000}}
+            for k, i in enumerate(ids)
+        ],
+        "groups": [
+            {"key": "a", "name": "mlp", "run_ids": ids[:2]},
+            {"key": "b", "name": "resnet & more", "run_ids": ids[2:]},
+        ],
+        "tables": [
+            {"title": "Pairs of networks", "columns": ["first", "second", "agreement %", "KL"],
+             "rows": [[ids[0], ids[1], 91.234, 0.1], [ids[0], ids[2], 71.2, None]], "note": "Of the same images."},
+        ],
+        "settings": {"images": 500},
+        "versions": {},
+        "notes": [],
+    }  # fmt: skip
+    (folder / "comparison.json").write_text(json.dumps(summary))
+    return folder

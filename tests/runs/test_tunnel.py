@@ -148,6 +148,18 @@ def test_fall_within_noise_is_told(rows_of):
     assert "two standard errors" not in tunnel_start(rows_of([0.5] * 3, 0.9, flat, se=np.nan), "ood").note
 
 
+def test_fall_from_100_percent_within_noise_is_told(rows_of):
+    # The binomial error of 100 % is 0; that of 50 of 50 images is not.
+    def note(n, last=1.0 - 1e-9):
+        rows = rows_of([0.5] * 3, 0.9, {"Digits": [0.9, 1.0, last]}, se=0.0)
+        return tunnel_start([row._replace(n=n) for row in rows], "ood").note
+
+    assert "two standard errors" in note(50)
+    assert "two standard errors" in note(50, last=0.96)
+    assert "two standard errors" not in note(5000, last=0.96)
+    assert "two standard errors" not in note(0)  # unknown
+
+
 def test_last_step_counts(rows_of):
     old = rows_of([0.9, 0.9, 0.9], 0.9, {"Digits": [0.1, 0.9, 0.3]}, step=10)
     new = rows_of([0.2, 0.4, 0.9], 0.9, {"Digits": [0.9, 0.2, 0.1]}, step=90)

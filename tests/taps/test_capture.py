@@ -453,3 +453,22 @@ def test_costs_by_tap(net, x):
     taps = tap(net, x)
     assert taps.costs(x)["conv1"] == 2 * 8 * 64 * 27
     assert set(taps.costs(x)) >= {t.module for t in taps.layers}
+
+
+@pytest.mark.parametrize("discover", ["dry run", "first forward"])
+def test_gram_holds_products_and_says_the_width(net, x, discover):
+    net.eval()
+    taps = Taps(net, TapSpec(["default", "relu"], "gram"))
+    if discover == "dry run":
+        taps.dry_run(x)
+    whole, _ = capture(tap(net, x, ["default", "relu"], "flatten"), net, x)
+    taps.arm()
+    net(x)
+    assert all(out is None or out.shape == (6, 6) for hook in taps._hooks for out in hook.out)
+    products = taps.take()
+    assert list(products) == list(whole)
+    for name, rows in whole.items():
+        centred = rows - rows.mean(0)
+        torch.testing.assert_close(products[name], centred @ centred.T)
+    assert [(t.name, t.dim) for t in taps.layers] == [(name, rows.shape[1]) for name, rows in whole.items()]
+    assert len(capture(taps, net, x[:3])[0]["conv1"]) == 3

@@ -158,3 +158,37 @@ def test_columns_are_fixed_by_seed_and_name_and_move_no_random_state():
     assert choose_columns(20, 20, 3, "a") is None
     x = torch.randn(2, 500)
     assert torch.equal(pool(x, Layout("features"), "avg", one), x[:, one])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((6, 5), Layout("features")),
+        ((6, 3, 4, 5), Layout("first")),
+        ((6, 4, 5, 3), Layout("last")),
+        ((6, 7, 5), Layout("tokens", prefix=1)),
+        ((18, 7, 5), Layout("tokens", fold=3)),
+        ((18, 5), Layout("features", fold=3)),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gram_is_of_the_whole_output_centred_over_the_batch(shape, layout, dtype):
+    # Mean far above deviation: products first, centred after, would be all rounding.
+    x = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 100).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        products = pool(x, layout, "gram")
+    rows = x.double().reshape(6, -1).numpy()
+    rows = rows - rows.mean(0)
+    assert products.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    np.testing.assert_allclose(products, rows @ rows.T, atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_gram_is_in_full_float32(precision):
+    x = torch.randn(8, 500, generator=torch.Generator().manual_seed(0))
+    expected = pool(x, Layout("features"), "gram")
+    try:
+        torch.set_float32_matmul_precision(precision)
+        assert torch.equal(pool(x, Layout("features"), "gram"), expected)
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -9,6 +9,7 @@ from tunnel_lightning.taps import TapSpec
         ({"pool": "3x3"}, "taps.pool"),
         ({"max_features": 0}, "taps.max_features"),
         ({"layers": []}, "taps.layers"),
+        ({"pool": "gram", "max_features": 10}, "taps.max_features does not go with taps.pool 'gram'"),
     ],
 )
 def test_wrong_value_is_named(wrong, word):

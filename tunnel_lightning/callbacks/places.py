@@ -31,10 +31,9 @@ def flops_by_path(model: nn.Module, network: nn.Module, images: Tensor) -> dict[
     return {name.removeprefix(prefix): flops for name, flops in found.items() if name.startswith(prefix)}
 
 
-def write_places(folder: Path, taps: Taps, flops: Mapping[str, int]) -> None:
-    """Write ``layers.csv``, and the hook points into the manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
-    layers = [
+def layer_infos(taps: Taps, flops: Mapping[str, int]) -> list[LayerInfo]:
+    """The lines of ``layers.csv``: the raw pixels, the layers, the classifier."""
+    return [
         LayerInfo(
             tap.index,
             tap.name,
@@ -47,5 +46,10 @@ def write_places(folder: Path, taps: Taps, flops: Mapping[str, int]) -> None:
         )
         for tap in [taps.input, *taps.layers, *([taps.head] if taps.head else [])]
     ]
-    write_layers(folder, layers)
+
+
+def write_places(folder: Path, taps: Taps, flops: Mapping[str, int]) -> None:
+    """Write ``layers.csv``, and the hook points into the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_layers(folder, layer_infos(taps, flops))
     write_manifest(folder, taps={**asdict(taps.spec), "hook_points": [tap.name for tap in taps.layers]})

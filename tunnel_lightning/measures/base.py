@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -15,56 +15,10 @@ from torch import Tensor, nn
 
 from tunnel_lightning.measures.layer import Accuracy, Value
 from tunnel_lightning.measures.moments import Moments
+from tunnel_lightning.measures.protocols import Factory, LayerValue, Measure, Observer, States
 from tunnel_lightning.taps import Tap, Taps, quiet
 
 GIB = 2**30
-
-
-class Measure(Protocol):
-    """The streaming state of one measure on one layer: a new measure is a class with these four methods.
-
-    An attribute ``nbytes``, where there is one, says how much memory the state takes, before it takes it.
-    """
-
-    def update(self, features: Tensor, target: Tensor) -> None:
-        """Add features ``[B, D]`` and class indices ``[B]``; never wait for the device here."""
-
-    def compute(self) -> list[Value]:
-        """The values so far; NaN where undefined, never an exception because of the features."""
-
-    def merge(self, other: Any) -> None:
-        """Add the samples of another state of the same kind."""
-
-    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Sum over the processes of ``group``."""
-
-
-class LayerValue(NamedTuple):
-    """One value of one layer.
-
-    Attributes:
-        layer: name: ``"input"``, a tap's name, or ``"network"`` for the model's own output.
-        index: 0 for the input, then in execution order; layers + 1 for the network.
-        dim: width of the features; classes for the network.
-        measure: what was measured.
-        variant: how.
-        value: NaN where undefined.
-        se: standard error, NaN where there is none.
-        n: samples.
-    """
-
-    layer: str
-    index: int  # type: ignore[assignment]
-    dim: int
-    measure: str
-    variant: str
-    value: float
-    se: float
-    n: int
-
-
-Factory = Callable[[Tap], "Measure | None"]
-States = dict[str, "list[Measure | None]"]
 
 
 class _Unusable:
@@ -136,6 +90,7 @@ def accumulate(
     loader: Iterable[Any],
     measures: Sequence[Factory],
     *,
+    observers: Sequence[Observer] = (),
     unpack: Callable[[Any], tuple[Any, Tensor]] | None = None,
     device: torch.device | str | None = None,
     context: Callable[[], AbstractContextManager[Any]] = nullcontext,
@@ -149,13 +104,16 @@ def accumulate(
     Quietly: evaluation mode, no gradients; training flags, BatchNorm statistics and all random states are as
     before. With ``torch.distributed`` initialised each process reads its own shard (the caller's loader holds
     no image twice) and all get the sums. Layers with NaN, infinite or constant features give NaN, with one
-    warning each.
+    warning each; a layer that nothing measures is not looked at.
+
+    Taps with ``pool="gram"`` give Gram matrices, which only observers can read: no measures, no raw pixels.
 
     Args:
         model: what is called on the images; ``taps`` may watch a part of it.
         taps: its tapped layers.
         loader: batches.
         measures: each makes one measure for a tap, or ``None`` to leave this tap out.
+        observers: each is given every layer of a batch at once, and the network's scores.
         unpack: ``batch -> (images, class indices)``; by default the first two items of a sequence, or of a
             dict's values.
         device: where to run; by default where the model is.
@@ -172,7 +130,7 @@ def accumulate(
 
     Raises:
         ValueError: the measures need more memory than ``memory_limit``; ``loader`` is empty and the taps do
-            not know the layers yet; a batch cannot be unpacked.
+            not know the layers yet; a batch cannot be unpacked; measures were asked of Gram matrices.
 
     Example:
         >>> from tunnel_lightning.measures import MomentMeasures
@@ -186,6 +144,13 @@ def accumulate(
     """
     place = torch.device(device) if device is not None else _device_of(model)
     unpack = unpack or first_two
+    if taps.spec.pool == "gram":
+        if measures:
+            raise ValueError(
+                "taps.pool is 'gram', and Gram matrices have no features to measure: choose another pool, such as "
+                "2x2, or give observers alone"
+            )
+        input = False
     reduce = dist.is_available() and dist.is_initialized()
     states: States | None = None
     ranges: dict[str, _Range] = {}
@@ -204,16 +169,18 @@ def accumulate(
                 features["input"] = taps.features_of_input(x)
             if states is None:
                 states = check_memory(taps, measures, input=input, memory_limit=memory_limit)
-                ranges = {name: _Range() for name in states}
+                ranges = _ranges(states)
             # A layer the network skipped in this forward has no features.
-            for name, found in states.items():
+            for name, seen in ranges.items():
                 if name in features:
-                    ranges[name].update(features[name])
-                    for measure in found:
+                    seen.update(features[name])
+                    for measure in states[name]:
                         if measure is not None:
                             measure.update(features[name], target)
-            scores = _scores(output) if network else None
-            if scores is not None:
+            scores = _scores(output)
+            for observer in observers:
+                observer.update(features, target, scores)
+            if network and scores is not None:
                 own.update(scores, target)
     if states is None:
         if not taps.ready:
@@ -221,8 +188,10 @@ def accumulate(
                 "the loader gave no batch, and only a first one tells the layers: check its length"
             )
         states = check_memory(taps, measures, input=input, memory_limit=memory_limit)
-        ranges = {name: _Range() for name in states}
+        ranges = _ranges(states)
     for tap in _places(taps, states):
+        if tap.name not in ranges:
+            continue
         found = states[tap.name]
         if reduce:
             for measure in found:
@@ -235,6 +204,9 @@ def accumulate(
             at = f" at {where}" if where else ""
             warnings.warn(f"layer {tap.name!r} has {problem}{at}: its values are NaN", stacklevel=2)
             states[tap.name] = [_unusable(measure) for measure in found]
+    if reduce:
+        for observer in observers:
+            observer.all_reduce()
     if network:
         if reduce:
             own.update(*_nothing(1, place))
@@ -247,6 +219,11 @@ def accumulate(
 def _places(taps: Taps, states: Mapping[str, Any]) -> list[Tap]:
     """The taps in ``states``; the input's is known only once its features were asked for."""
     return [*([taps.input] if "input" in states else []), *taps.layers]
+
+
+def _ranges(states: States) -> dict[str, _Range]:
+    """For the layers with something to measure."""
+    return {name: _Range() for name, found in states.items() if any(m is not None for m in found)}
 
 
 def _nothing(dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,18 +12,25 @@ from torch import Tensor
 
 from tunnel_lightning.measures.functional import (
     LinearHead,
+    cdnv,
     class_variances,
     effective_rank,
     eigenvalues,
+    nc1,
+    nc2,
+    nc3,
     numerical_rank,
     participation_ratio,
     rankme,
+    ridge_from_moments,
     stable_rank,
 )
 from tunnel_lightning.measures.moments import Moments
 
 RANKS = ("rank_cov", "effective_rank", "stable_rank", "participation_ratio", "rankme")
 VARIANCES = ("variance_inter", "variance_intra", "variance_ratio")
+COLLAPSE = ("nc1", "nc2", "nc3", "cdnv")
+MEASURES = (*RANKS, "pc1_fraction", *VARIANCES, *COLLAPSE)
 
 
 class Value(NamedTuple):
@@ -45,14 +52,18 @@ class Value(NamedTuple):
 
 
 class MomentMeasures:
-    """Ranks and class variances of one layer: a ``Measure`` around :class:`Moments`.
+    """Ranks, class variances and neural collapse of one layer: a ``Measure`` around :class:`Moments`.
 
     Args:
         dim: D.
         num_classes: C.
-        which: measures to give, of ``RANKS`` and ``VARIANCES``. Leaving out ``rankme`` saves the second of
-            two eigenvalue decompositions: its moment is not centred.
+        which: measures to give, of ``RANKS``, ``VARIANCES``, ``COLLAPSE`` and ``"pc1_fraction"``, the share
+            of the variance along the first principal component (Nguyen, Raghu & Kornblith, ICLR 2021,
+            section 5; exact, ``sigma_1^2 / sum sigma^2``). Leaving out ``rankme`` saves the second of two
+            eigenvalue decompositions: its moment is not centred. ``nc3`` solves for the ridge probe of these
+            very samples.
         device: as in :class:`Moments`.
+        alpha: that probe's penalty.
 
     Example:
         >>> measure = MomentMeasures(dim=2, num_classes=1, which=["rank_cov"])
@@ -67,12 +78,16 @@ class MomentMeasures:
         num_classes: int,
         which: Sequence[str] = RANKS + VARIANCES,
         device: torch.device | str | None = None,
+        alpha: float = 1e-2,
     ) -> None:
-        unknown = set(which) - {*RANKS, *VARIANCES}
+        unknown = set(which) - set(MEASURES)
         if unknown:
-            raise ValueError(f"no measure {sorted(unknown)}; there are {[*RANKS, *VARIANCES]}")
+            raise ValueError(f"no measure {sorted(unknown)}; there are {list(MEASURES)}")
         self.which = tuple(which)
+        self.alpha = alpha
         self.moments = Moments(dim, num_classes, device)
+        self._values: list[Value] | None = None
+        self._spectrum: Tensor | None = None
 
     @property
     def nbytes(self) -> int:
@@ -81,43 +96,63 @@ class MomentMeasures:
 
     def update(self, features: Tensor, target: Tensor) -> None:
         """Add samples, features ``[B, D]`` and class indices ``[B]``."""
+        self._forget()
         self.moments.update(features, target)
 
     def merge(self, other: MomentMeasures) -> None:
         """Add the samples of ``other``."""
+        self._forget()
         self.moments.merge(other.moments)
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum over processes."""
+        self._forget()
         self.moments.all_reduce(group)
+
+    @property
+    def spectrum(self) -> Tensor | None:
+        """Eigenvalues of the covariance, largest first, float64 ``[D]``; None where no measure needs them.
+
+        One decomposition serves every measure. It takes some D^3 operations: more than a minute on a few
+        cores for the tunnel paper's 8,000 columns.
+        """
+        self.compute()
+        return self._spectrum
 
     def compute(self) -> list[Value]:
         """The values; all NaN for fewer than two samples and for NaN, infinite or constant features."""
-        moments = self.moments
+        if self._values is None:
+            self._values = self._compute()
+        return list(self._values)
+
+    def _forget(self) -> None:
+        self._values = self._spectrum = None
+
+    def _compute(self) -> list[Value]:
+        moments, wanted = self.moments, set(self.which)
         found: list[tuple[str, str, Tensor]] = []
         covariance = None
-        if set(self.which) & set(RANKS):
+        if wanted & {*RANKS, "pc1_fraction"}:
             covariance = eigenvalues(moments.covariance)
+            self._spectrum = covariance.flip(0).clamp(min=0)
             found += [
                 ("rank_cov", "rtol=1e-3", numerical_rank(eigenvalues=covariance)),
                 ("rank_cov", "rtol=torch", numerical_rank(rtol="torch", eigenvalues=covariance)),
                 ("effective_rank", "cov", effective_rank(eigenvalues=covariance)),
                 ("stable_rank", "cov", stable_rank(eigenvalues=covariance)),
                 ("participation_ratio", "cov", participation_ratio(eigenvalues=covariance)),
+                ("pc1_fraction", "cov", 1 / stable_rank(eigenvalues=covariance)),
             ]
-        if "rankme" in self.which:
+        if "rankme" in wanted:
             assert covariance is not None
             raw = eigenvalues(moments.second_moment)
             # The float32 product's rounding, some 1e-8 of the largest variance, would be an eigenvalue for
             # every unused dimension, and RankMe takes its root: below that there is nothing to count.
             noise = torch.finfo(torch.float32).eps / 2 * covariance.max()
             found.append(("rankme", "raw", rankme(eigenvalues=raw.where(~(raw < noise), 0))))
-        if set(self.which) & set(VARIANCES):
-            unit = class_variances(moments.class_count, moments.class_unit, moments.class_unit_square)
-            plain = class_variances(moments.class_count, moments.class_sum, moments.class_square)
-            for variant, variances in (("l2", unit), ("raw", plain)):
-                found += [(name, variant, value) for name, value in zip(VARIANCES, variances, strict=True)]
-        found = [item for item in found if item[0] in self.which]
+        if wanted & {*VARIANCES, *COLLAPSE}:
+            found += self._of_classes(wanted)
+        found = [item for item in found if item[0] in wanted]
         values = torch.stack([value.double() for _, _, value in found]).tolist() if found else []
         # One class alone, or N < D, is no problem: those measures say NaN or a smaller rank by themselves.
         sick = bool(moments.problem)
@@ -125,6 +160,27 @@ class MomentMeasures:
             Value(measure, variant, math.nan if sick else value, math.nan, moments.n)
             for (measure, variant, _), value in zip(found, values, strict=True)
         ]
+
+    def _of_classes(self, wanted: set[str]) -> list[tuple[str, str, Tensor]]:
+        moments = self.moments
+        count, total, square = moments.class_count, moments.class_sum, moments.class_square
+        found: list[tuple[str, str, Tensor]] = []
+        if wanted & set(VARIANCES):
+            unit = class_variances(count, moments.class_unit, moments.class_unit_square)
+            plain = class_variances(count, total, square)
+            for variant, variances in (("l2", unit), ("raw", plain)):
+                found += [(name, variant, value) for name, value in zip(VARIANCES, variances, strict=True)]
+        if "nc1" in wanted:
+            found += [
+                ("nc1", *named) for named in nc1(count, total, square, moments.scatter)._asdict().items()
+            ]
+        if "nc2" in wanted:
+            found += [("nc2", *named) for named in nc2(count, total)._asdict().items()]
+        if "nc3" in wanted:
+            found.append(("nc3", "ridge", nc3(count, total, ridge_from_moments(moments, self.alpha).weight)))
+        if "cdnv" in wanted:
+            found.append(("cdnv", "mean", cdnv(count, total, square)))
+        return found
 
 
 class Accuracy:
@@ -198,8 +254,9 @@ class ProbeAccuracy(Accuracy):
 
     Args:
         head: maps features ``[B, D]`` to scores ``[B, C]``.
-        variant: ``"ridge"`` or ``"online"``.
+        variant: how the head was made: ``"ridge"``, ``"online"``.
         loss: also give ``probe_loss``, the cross-entropy.
+        measure: name of the accuracy; another for a head that is no probe.
 
     Example:
         >>> head = LinearHead(torch.tensor([[-1.0], [1.0]]), torch.zeros(2))
@@ -209,8 +266,10 @@ class ProbeAccuracy(Accuracy):
         [Value(measure='probe_accuracy', variant='ridge', value=0.75, se=0.21650635094610965, n=4)]
     """
 
-    def __init__(self, head: LinearHead, variant: str, loss: bool = False) -> None:
-        super().__init__(variant, "probe_accuracy", "probe_loss" if loss else None)
+    def __init__(
+        self, head: LinearHead, variant: str, loss: bool = False, measure: str = "probe_accuracy"
+    ) -> None:
+        super().__init__(variant, measure, "probe_loss" if loss else None)
         self.head = head
 
     def update(self, features: Tensor, target: Tensor) -> None:

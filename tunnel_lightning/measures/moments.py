@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -11,29 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from tunnel_lightning.taps.precision import full_precision
+
 # Rows gathered before one product is taken: the float64 accumulator (8 D^2 bytes) is read and written once
 # per block of rows, so the fewer the better; above this the product itself dominates.
 ROWS = 1024
 # Columns of one block of the symmetric product. Only blocks on and above the diagonal are computed.
 BLOCK = 256
-
-
-@contextmanager
-def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products as float32: no autocast, no TF32 or bfloat16 from ``set_float32_matmul_precision``.
-
-    Ten bits of mantissa are an error of 1e-3, the very tolerance of the numerical rank.
-    """
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]  # type: ignore
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
 
 
 def empty_state(dim: int, num_classes: int, device: torch.device | str | None = None) -> dict[str, Tensor]:

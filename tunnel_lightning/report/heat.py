@@ -3,16 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tunnel_lightning.report.canvas import canvas, legend, thin, title
 from tunnel_lightning.report.style import STYLE, TITLES, shorten
-from tunnel_lightning.runs import Row, Run, RunError, curve, id_dataset, tunnel_start
+from tunnel_lightning.runs import Curve, Row, Run, RunError, curve, id_dataset, tunnel_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+class Grid(NamedTuple):
+    """One measure over layers and profiles.
+
+    Attributes:
+        names: the layers, by index, ascending.
+        curves: the profiles, by step, ascending.
+        value: values, shape [layers, profiles]; percent for accuracies; NaN for none.
+        start: of each profile the lower edge of the row where the tunnel starts (95 % rule); NaN for none.
+    """
+
+    names: dict[int, str]
+    curves: list[Curve]
+    value: NDArray[np.float64]
+    start: NDArray[np.float64]
+
+
+def grid(
+    rows: Iterable[Row], measure: str = "probe_accuracy", variant: str = "ridge", dataset: str | None = None
+) -> Grid:
+    """Gather one measure over layers and profiles.
+
+    Raises:
+        RunError: nothing of the kind was measured.
+    """
+    rows = list(rows)
+    dataset = id_dataset(rows) if dataset is None else dataset
+    by_step: dict[int, list[Row]] = {}
+    for row in rows:
+        by_step.setdefault(row.step, []).append(row)
+    curves = [curve(by_step[s], measure, variant, dataset).layers_only() for s in sorted(by_step)]
+    curves = [c for c in curves if c.layer]
+    if not curves:
+        raise RunError(f"Nothing to draw: no {measure} ({variant}) of {dataset} was measured.")
+    names = dict(
+        sorted({i: n for c in curves for i, n in zip(c.index.tolist(), c.layer, strict=True)}.items())
+    )
+    place = {index: k for k, index in enumerate(names)}
+    values = np.full((len(names), len(curves)), np.nan)
+    for column, c in enumerate(curves):
+        values[[place[i] for i in c.index.tolist()], column] = c.value
+    values = np.where(np.isfinite(values), values * (100 if measure.endswith("accuracy") else 1), np.nan)
+    starts = [tunnel_start(by_step[c.step], "id95").start for c in curves]
+    return Grid(names, curves, values, np.array([place[s] - 0.5 if s in place else np.nan for s in starts]))
 
 
 def heat_map(
@@ -46,24 +92,8 @@ def heat_map(
     from matplotlib.patheffects import withStroke
 
     rows = rows.rows if isinstance(rows, Run) else list(rows)
-    dataset = id_dataset(rows) if dataset is None else dataset
-    by_step: dict[int, list[Row]] = {}
-    for row in rows:
-        by_step.setdefault(row.step, []).append(row)
-    curves = [curve(by_step[s], measure, variant, dataset).layers_only() for s in sorted(by_step)]
-    curves = [c for c in curves if c.layer]
-    if not curves:
-        raise RunError(f"Nothing to draw: no {measure} ({variant}) of {dataset} was measured.")
-
-    names = dict(
-        sorted({i: n for c in curves for i, n in zip(c.index.tolist(), c.layer, strict=True)}.items())
-    )
-    place = {index: k for k, index in enumerate(names)}
-    values = np.full((len(names), len(curves)), np.nan)
-    for column, c in enumerate(curves):
-        values[[place[i] for i in c.index.tolist()], column] = c.value
+    names, curves, values, edges = grid(rows, measure, variant, dataset)
     percent = measure.endswith("accuracy")
-    values = np.where(np.isfinite(values), values * (100 if percent else 1), np.nan)
 
     figure, axes = canvas()
     hatch = Rectangle((0, 0), 1, 1, transform=axes.transAxes, zorder=0, linewidth=0, **STYLE["missing"])
@@ -77,8 +107,6 @@ def heat_map(
     bar.ax.tick_params(**STYLE["tick"])
 
     handles: list[Any] = []
-    starts = [tunnel_start(by_step[c.step], "id95").start for c in curves]
-    edges = [place[s] - 0.5 if s in place else np.nan for s in starts]
     if np.isfinite(edges).any():
         line = {"path_effects": [withStroke(**STYLE["outline_edge"])], **STYLE["outline"]}
         axes.stairs(edges, np.arange(len(curves) + 1) - 0.5, baseline=None, zorder=3, **line)

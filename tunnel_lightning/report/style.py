@@ -53,9 +53,25 @@ TITLES = {
     ("variance_inter", "l2"): "Inter-class variance (normalised features)",
     ("variance_intra", "l2"): "Intra-class variance (normalised features)",
     ("variance_ratio", "l2"): "Inter- over intra-class variance (normalised features)",
+    ("probe_accuracy", "logistic"): "Logistic probe accuracy",
+    ("probe_accuracy", "masarczyk"): "Probe accuracy (Masarczyk et al.)",
+    ("probe_accuracy", "harun"): "Probe accuracy (Harun et al.)",
+    ("knn_accuracy", "k=20"): "Accuracy of the 20 nearest neighbours",
+    ("ncm_accuracy", "fit means"): "Accuracy of the nearest class mean",
+    ("ncm_disagreement", "network"): "Nearest class mean differs from the network (NC4)",
+    ("nc1", "trace_pinv"): "NC1 (trace with pseudo-inverse)",
+    ("nc1", "trace_ratio"): "NC1 (ratio of traces)",
+    ("nc2", "norm_cv"): "NC2 (spread of norms)",
+    ("nc2", "angle"): "NC2 (deviation of angles)",
+    ("nc2", "etf"): "NC2 (distance from a simplex)",
+    ("nc3", "ridge"): "NC3 (least-squares head and class means)",
+    ("cdnv", "mean"): "Class-distance normalised variance",
+    ("pc1_fraction", "cov"): "Variance in the first principal component",
+    ("pc1_fraction", "gram256"): "Variance in the first principal component (unpooled, batches of 256)",
+    ("l1_change", "next"): "Change to the next layer (L1)",
     ("weight_change", "l2_per_sqrt_n"): "Weight change since the last profile (L2 per root of size)",
 }
-"""What a heat map of a measure is called."""
+"""What a measure is called on figures and in tables."""
 
 
 def shorten(name: str, width: int) -> str:

@@ -1,5 +1,13 @@
 """The run folder: what is in it, how it is written and read, and where the tunnel starts. No torch."""
 
+from tunnel_lightning.runs.analysis import (
+    Analysis,
+    SimilarityMap,
+    analysis_folder,
+    load_analysis,
+    write_analysis,
+)
+from tunnel_lightning.runs.comparison import Comparison, is_comparison, load_comparison
 from tunnel_lightning.runs.curves import Curve, curve, id_dataset, network_accuracy, ood_datasets
 from tunnel_lightning.runs.files import (
     machine_info,
@@ -9,6 +17,7 @@ from tunnel_lightning.runs.files import (
     run_id_of,
     write_manifest,
 )
+from tunnel_lightning.runs.intervals import wilson
 from tunnel_lightning.runs.reader import Run, load_run
 from tunnel_lightning.runs.schema import (
     INPUT,
@@ -32,15 +41,22 @@ __all__ = [
     "PROFILE_FILE",
     "RULES",
     "SCHEMA_VERSION",
+    "Analysis",
+    "Comparison",
     "Curve",
     "LayerInfo",
     "ProfileTable",
     "Row",
     "Run",
     "RunError",
+    "SimilarityMap",
     "Tunnel",
+    "analysis_folder",
     "curve",
     "id_dataset",
+    "is_comparison",
+    "load_analysis",
+    "load_comparison",
     "load_run",
     "machine_info",
     "network_accuracy",
@@ -52,6 +68,8 @@ __all__ = [
     "run_id_of",
     "tunnel_start",
     "tunnels",
+    "wilson",
+    "write_analysis",
     "write_layers",
     "write_manifest",
 ]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 from tunnel_lightning.runs.schema import MANIFEST_FILE, RunError
 
@@ -32,8 +32,8 @@ def temporary(path: Path) -> Path:
 
 
 @contextmanager
-def atomic(path: str | Path) -> Iterator[IO[str]]:
-    """Open a text file that replaces `path` when the block ends well, and not at all when it fails.
+def atomic(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """Open a file that replaces `path` when the block ends well, and not at all when it fails.
 
     The name of the file written beside is always the same, so a leftover of a killed process is overwritten
     by the next write. One process at a time may write a file: rank 0.
@@ -49,7 +49,8 @@ def atomic(path: str | Path) -> Iterator[IO[str]]:
     path = Path(path)
     beside = temporary(path)
     try:
-        with beside.open("w", encoding="utf-8", newline="") as file:
+        text: dict[str, Any] = {} if mode == "wb" else {"encoding": "utf-8", "newline": ""}
+        with beside.open(mode, **text) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

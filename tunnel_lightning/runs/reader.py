@@ -15,6 +15,8 @@ from tunnel_lightning.runs.tunnel import Tunnel, tunnels
 if TYPE_CHECKING:
     import pandas as pd
 
+    from tunnel_lightning.runs.analysis import Analysis
+
 
 class Run:
     """A run folder, read.
@@ -49,6 +51,13 @@ class Run:
     def manifest(self) -> dict[str, Any]:
         """What ``manifest.json`` holds; empty where the file is absent."""
         return read_manifest(self.path)
+
+    @property
+    def analysis(self) -> Analysis | None:
+        """The analysis in the folder, see `tunnel_lightning.runs.load_analysis`; None where none was finished."""
+        from tunnel_lightning.runs.analysis import analysis_folder, load_analysis
+
+        return load_analysis(self.path) if analysis_folder(self.path) else None
 
     @cached_property
     def steps(self) -> list[int]:

@@ -67,12 +67,16 @@ class ProfileTable:
         """
         self._write(self._whole_lines(), rows)
 
+    def write(self, rows: Iterable[Row]) -> None:
+        """Put these rows in the place of all that are there."""
+        self._write("", rows)
+
     def truncate(self, step: int) -> int:
         """Drop the rows measured after `step`, and return how many there were (for a resumed run)."""
         rows = self.rows
         kept = [row for row in rows if row.step <= step]
         if len(kept) < len(rows):
-            self._write("", kept)
+            self.write(kept)
         return len(rows) - len(kept)
 
     def _write(self, before: str, rows: Iterable[Row]) -> None:

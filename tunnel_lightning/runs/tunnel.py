@@ -10,8 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tunnel_lightning.runs.curves import curve, id_dataset, network_accuracy, ood_datasets
+from tunnel_lightning.runs.curves import Curve, curve, id_dataset, network_accuracy, ood_datasets
 from tunnel_lightning.runs.schema import Row
 
 RULES = ("id95", "id98", "ood")
@@ -182,7 +183,7 @@ def _ood(rows: Sequence[Row]) -> Tunnel:
     layers = [i for i in common if i > 0]
     if not layers:
         return _unknown("ood", f"unknown: no layer has a finite probe accuracy on {sets}")
-    table = [dict(zip(c.index.tolist(), zip(c.value, c.se, strict=True), strict=True)) for c in curves]
+    table = [dict(zip(c.index.tolist(), zip(c.value, _errors(c), strict=True), strict=True)) for c in curves]
     mean = {i: float(np.mean([t[i][0] for t in table])) for i in common}
     error = {i: float(np.sqrt(np.sum([t[i][1] ** 2 for t in table])) / len(table)) for i in common}
 
@@ -213,6 +214,13 @@ def _ood(rows: Sequence[Row]) -> Tunnel:
     if mean[peak] - mean[last] < 2 * np.hypot(error[peak], error[last]):
         note += ", a fall within two standard errors"
     return result(peak + 1, peak, note)
+
+
+def _errors(c: Curve) -> NDArray[np.float64]:
+    """Standard errors, shape [L]; that of 0 or 100 % is not 0: it is estimated from (k + 1) / (n + 2)."""
+    n = np.where(c.n > 0, c.n, np.nan)
+    share = (c.value * n + 1) / (n + 2)
+    return np.where(c.se == 0, np.sqrt(share * (1 - share) / n), c.se)
 
 
 def _unknown(rule: str, note: str) -> Tunnel:

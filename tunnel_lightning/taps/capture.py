@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tunnel_lightning.taps.additions import Additions, is_compiled
 from tunnel_lightning.taps.costs import costs, plain
 from tunnel_lightning.taps.hooks import Hook, State
-from tunnel_lightning.taps.pooling import Layout, choose_columns, hints_of, layout_of, pool
-from tunnel_lightning.taps.resolve import Candidate, candidates, is_weighted
+from tunnel_lightning.taps.pooling import Layout, choose_columns, hints_of, pool
+from tunnel_lightning.taps.resolve import ADDITION, KINDS, Candidate, candidates, is_weighted
 from tunnel_lightning.taps.spec import Pool, Role, Tap, TapSpec
 
 MAX_INPUT_FEATURES = 3072
@@ -69,6 +70,10 @@ class Taps:
             Hook(number, candidate, self._state, number < len(wanted), hints)
             for number, candidate in enumerate(wanted + others)
         ]
+        self._additions: Additions | None = None
+        if ADDITION in self.spec.patterns:
+            self._additions = Additions(self._state, self._hooks, hints)
+            self._compiled = model is not self.model
         self._handles: dict[int, RemovableHandle] = {}
         self._register()
 
@@ -122,13 +127,26 @@ class Taps:
         self._see_input(example)
 
     def arm(self) -> None:
-        """Capture from now on; what was captured before is dropped."""
+        """Capture from now on; what was captured before is dropped.
+
+        Raises:
+            ValueError: Additions are to be found in a network under torch.compile.
+        """
         self._clear()
+        if self._additions is not None:
+            if self._compiled or is_compiled(self.model):
+                raise ValueError(
+                    "taps.layers: kind 'addition' cannot see into a network under torch.compile; run it uncompiled "
+                    "or choose another kind."
+                )
+            self._additions.start()
         self._state.armed = True
 
     def disarm(self) -> None:
         """Stop capturing; what was captured and not taken is dropped."""
         self._state.armed = False
+        if self._additions is not None:
+            self._additions.stop()
         self._clear()
 
     def take(self) -> dict[str, Tensor]:
@@ -139,10 +157,11 @@ class Taps:
 
         Returns:
             Features [B, D] by layer name, in order of execution; detached, averages in float32, the rest in
-            the type the network computes in. A layer that this forward skipped is missing.
+            the type the network computes in; with `pool="gram"` Gram matrices [B, B]. A layer that this
+            forward skipped is missing.
 
         Raises:
-            RuntimeError: Not armed, or nothing ran.
+            RuntimeError: Not armed, or nothing ran, or no addition where they were asked for.
             ValueError: First forward only: a glob matches modules of which none ran or gave a tensor.
         """
         if not self._state.armed:
@@ -157,6 +176,11 @@ class Taps:
                     features[tap.name] = self._columns_at_home(hook, tap.call - 1, x, first)
             if not features:
                 self._nothing_ran()
+            if self._additions is not None and not any(hook.out for hook in self._additions.sums.values()):
+                raise RuntimeError(
+                    "Taps.take: no residual addition was seen since arm(); kind 'addition' needs a network that "
+                    "runs uncompiled and in the same thread."
+                )
             return features
         finally:
             self._clear()
@@ -209,6 +233,7 @@ class Taps:
             hook.out.clear()
         if self._state.discovering:
             self._state.calls.clear()
+            self._state.branches.clear()
             self._state.batch = 0
 
     def _see_input(self, x: Tensor) -> None:
@@ -241,6 +266,11 @@ class Taps:
         calls = self._state.calls
         if not calls:
             self._nothing_ran()
+        if self._additions is not None and not self._state.branches:
+            raise ValueError(
+                f"taps.layers: kind 'addition' finds no residual addition in {type(self.model).__name__}; choose "
+                f"another kind ({', '.join(kind for kind in KINDS if kind != ADDITION)}) or name layers by globs."
+            )
         self._check_globs()
         totals = [0] * len(self._hooks)
         for number, _ in calls:
@@ -254,7 +284,11 @@ class Taps:
         for i, (number, shape) in enumerate(calls):
             hook, candidate = self._hooks[number], self._hooks[number].candidate
             seen[number] += 1
-            keep = bool(shape) and (candidate.wants(seen[number]) or (candidate.by_kind and i != head))
+            keep = bool(shape) and (
+                candidate.wants(seen[number])
+                or (candidate.by_kind and i != head)
+                or (number, seen[number] - 1) in self._state.branches
+            )
             tap = None
             if keep or i == head:
                 name = f"{candidate.path}#{seen[number]}" if totals[number] > 1 else candidate.path
@@ -282,8 +316,10 @@ class Taps:
         self, hook: Hook, name: str, call: int, index: int, shape: tuple[int, ...], is_head: bool
     ) -> tuple[Tap, tuple[Layout, Tensor | None]]:
         module, path = hook.candidate.module, hook.candidate.path
-        layout = layout_of(module, shape, hook.hints, shape[0] // self._state.batch)
-        dim = pool(torch.empty(shape, device="meta"), layout, self.spec.pool).shape[1]
+        layout = hook.layout(shape)
+        # A Gram matrix hides the width of what it is of.
+        how: Pool = "flatten" if self.spec.pool == "gram" else self.spec.pool
+        dim = pool(torch.empty(shape, device="meta"), layout, how).shape[1]
         columns = choose_columns(dim, self.spec.max_features, self.spec.seed, f"{path}#{call}")
         parameters = sum(p.numel() for p in module.parameters())
         role: Role = "head" if is_head else "layer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ class State:
         discovering: Whether the first forward is still awaited.
         calls: That forward, in order: the hook's number and the shape of the output, () if it is of no use.
         batch: Batch size of that forward; 0 until the first output tells.
+        track: Told what each module took and put out, where residual additions are looked for.
+        branches: Hooks' numbers and calls whose outputs that forward added to another tensor.
     """
 
     def __init__(self, how: Pool) -> None:
@@ -40,6 +42,8 @@ class State:
         self.discovering = True
         self.calls: list[tuple[int, tuple[int, ...]]] = []
         self.batch = 0
+        self.track: Callable[[Hook, Any, Tensor | None], None] | None = None
+        self.branches: set[tuple[int, int]] = set()
 
 
 class Hook:
@@ -49,17 +53,27 @@ class Hook:
     Each hook appends to its own list: a block compiled by itself sees the same state wherever it stands.
 
     Attributes:
+        like: The module whose kind of output it captures.
         plans: One per known call in a forward: the layout and the columns to keep; None for a call not
             wanted. Calls beyond them are ignored.
         out: What the calls since arming gave.
     """
 
-    def __init__(self, number: int, candidate: Candidate, state: State, wanted: bool, hints: Hints) -> None:
+    def __init__(
+        self,
+        number: int,
+        candidate: Candidate,
+        state: State,
+        wanted: bool,
+        hints: Hints,
+        like: nn.Module | None = None,
+    ) -> None:
         self.number = number
         self.candidate = candidate
         self.state = state
         self.wanted = wanted
         self.hints = hints
+        self.like = candidate.module if like is None else like
         self.plans: list[tuple[Layout, Tensor | None] | None] = []
         self.out: list[Tensor | None] = []
 
@@ -69,7 +83,7 @@ class Hook:
         if not state.armed or (not torch.compiler.is_compiling() and _backward_id() != -1):
             return
         if state.discovering:
-            self._discover(module, output)
+            self._discover(args, output)
         elif len(self.out) < len(self.plans):
             plan = self.plans[len(self.out)]
             x = None if plan is None else first_tensor(output)
@@ -77,8 +91,14 @@ class Hook:
                 self.out.append(None)
             else:
                 self.out.append(pool(x.detach(), plan[0], state.how, plan[1]))
+                if state.track is not None:
+                    state.track(self, args, x)
 
-    def _discover(self, module: nn.Module, output: Any) -> None:
+    def layout(self, shape: tuple[int, ...]) -> Layout:
+        """How to read an output of this shape, batch included."""
+        return layout_of(self.like, shape, self.hints, shape[0] // self.state.batch)
+
+    def _discover(self, args: Any, output: Any) -> None:
         state, x = self.state, first_tensor(output)
         shape = () if x is None else tuple(x.shape)
         if shape and not state.batch:
@@ -89,8 +109,9 @@ class Hook:
         if x is None or not shape or not self.wanted:
             self.out.append(None)
         else:
-            layout = layout_of(module, shape, self.hints, shape[0] // state.batch)
-            self.out.append(pool(x.detach(), layout, state.how))
+            self.out.append(pool(x.detach(), self.layout(shape), state.how))
+        if state.track is not None:
+            state.track(self, args, x if shape else None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Inert:
         return Inert()

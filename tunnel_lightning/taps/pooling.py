@@ -36,9 +36,11 @@ from torch.nn.modules.pooling import (
     _MaxPoolNd,
 )
 
+from tunnel_lightning.taps.precision import full_precision
 from tunnel_lightning.taps.spec import Pool
 
 _CHANNELS_FIRST = (_ConvNd, _BatchNorm, _AvgPoolNd, _MaxPoolNd, _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd)
+_WHOLE = ("flatten", "gram")
 _POOLS: dict[int, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     1: (F.avg_pool1d, F.adaptive_avg_pool1d),
     2: (F.avg_pool2d, F.adaptive_avg_pool2d),
@@ -107,15 +109,15 @@ def _class_tokens(tokens: int, hints: Hints) -> int:
 
 
 def pool(x: Tensor, layout: Layout, how: Pool, columns: Tensor | None = None) -> Tensor:
-    """Rows of features [B, D] from an output of any layout.
+    """Rows of features [B, D] from an output of any layout; under `gram` the Gram matrix [B, B] of them all.
 
     Always a new tensor: an in-place operation that follows in the network cannot alter it.
 
     Args:
         x: The output, detached.
         layout: How to read it (`layout_of`).
-        how: `2x2`, `flatten`, `avg` or `token` (see `TapSpec`). In one dimension `2x2` gives two cells, in
-            three eight; a size below two stays as it is.
+        how: `2x2`, `flatten`, `avg`, `token` or `gram` (see `TapSpec`). In one dimension `2x2` gives two
+            cells, in three eight; a size below two stays as it is.
         columns: Indices of the columns to keep, or None for all.
 
     Example:
@@ -126,10 +128,12 @@ def pool(x: Tensor, layout: Layout, how: Pool, columns: Tensor | None = None) ->
     rows, averaged = _rows(x, layout, how)
     if layout.fold > 1:
         rows = rows.unflatten(0, (-1, layout.fold))
-        if how == "flatten":
+        if how in _WHOLE:
             rows = rows.flatten(1)
         else:
             rows, averaged = _mean(rows, (1,)), True
+    if how == "gram":
+        return gram(rows)
     if columns is not None:
         rows = rows.index_select(1, columns.to(rows.device))
     elif not averaged:
@@ -141,7 +145,7 @@ def _rows(x: Tensor, layout: Layout, how: Pool) -> tuple[Tensor, bool]:
     """Rows, and whether they are averages; otherwise they may share memory with `x`."""
     if layout.kind == "features":
         return (x if x.dim() == 2 else x.unsqueeze(1)), False
-    if how == "flatten":
+    if how in _WHOLE:
         return (x.movedim(-1, 1) if layout.kind == "last" else x).flatten(1), False
     if layout.kind == "tokens":
         if how == "token" and layout.fold == 1:
@@ -166,6 +170,22 @@ def _rows(x: Tensor, layout: Layout, how: Pool) -> tuple[Tensor, bool]:
     for i in reversed(range(len(sizes))):
         x = x.unflatten(2 + i, (cells[i], window[i]))
     return _mean(x, tuple(range(3, x.dim(), 2))).flatten(1), True
+
+
+def gram(rows: Tensor) -> Tensor:
+    """Inner products [B, B] of rows [B, D], centred over the batch first; float32, or float64 of float64 rows.
+
+    Centring the rows and not the products keeps them right where the mean dwarfs the deviation.
+
+    Example:
+        >>> gram(torch.tensor([[1.0, 5.0], [3.0, 5.0]]))
+        tensor([[ 1., -1.],
+                [-1.,  1.]])
+    """
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    with full_precision(rows.device):
+        centred = wide - wide.mean(0)
+        return centred @ centred.T
 
 
 def _mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -15,7 +15,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from tunnel_lightning.taps.spec import TapSpec
 
-KINDS = ("default", "block", "activation", "all")
+ADDITION = "addition"
+KINDS = ("default", "block", "activation", "all", ADDITION)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 # Names of projections beside a residual branch, lower case without underscores.
 _SHORTCUTS = frozenset(
@@ -44,12 +45,14 @@ class Candidate:
         path: Its path in the network.
         module: The module.
         by_kind: A kind asked for it.
+        branch: Kind `addition` asks for those of its calls whose output is added to another tensor.
         globs: The globs that asked for it, with the call each wants (None: every call).
     """
 
     path: str
     module: nn.Module
     by_kind: bool = False
+    branch: bool = False
     globs: list[tuple[str, int | None]] = field(default_factory=list)
 
     def wants(self, call: int) -> bool:
@@ -88,7 +91,10 @@ def candidates(model: nn.Module, spec: TapSpec) -> list[Candidate]:
         if pattern in KINDS:
             paths = _of_kind(model, pattern)
             for path in paths:
-                candidate(path).by_kind = True
+                if pattern == ADDITION:
+                    candidate(path).branch = True
+                else:
+                    candidate(path).by_kind = True
             if not paths:
                 raise ValueError(
                     f"taps.layers: kind {pattern!r} finds no layer in {type(model).__name__}; choose another "
@@ -122,6 +128,9 @@ def _of_kind(model: nn.Module, kind: str) -> list[str]:
         return [p for p, m in modules.items() if is_weighted(m) and not _beside_main_path(model, p)]
     if kind == "activation":
         return [p for p, m in modules.items() if _is_activation(m) and not _beside_main_path(model, p)]
+    if kind == ADDITION:
+        # What a gate puts out is on the main path; what it computes inside is not.
+        return [p for p in modules if not _beside_main_path(model, p, gates=False)]
     blocks = list(_blocks(model, "", False))
     if kind == "block":
         return blocks
@@ -138,12 +147,15 @@ def _is_activation(module: nn.Module) -> bool:
     )
 
 
-def _beside_main_path(model: nn.Module, path: str) -> bool:
-    """On a shortcut, or inside a gate: a component of the path tells by its name, class and siblings."""
+def _beside_main_path(model: nn.Module, path: str, gates: bool = True) -> bool:
+    """On a shortcut, or inside a gate: a component of the path tells by its name, class and siblings.
+
+    With `gates` a gate counts as inside itself.
+    """
     parent, parts = model, path.split(".")
-    for part in parts:
+    for depth, part in enumerate(parts, 1):
         module = parent.get_submodule(part)
-        if type(module).__name__ in _GATES or part == "se":
+        if (type(module).__name__ in _GATES or part == "se") and (gates or depth < len(parts)):
             return True
         name = part.lower().replace("_", "")
         siblings = dict(parent.named_children())

@@ -20,6 +20,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from tunnel_lightning.measures.moments import Moments
 
+# Rows whose sums are taken in float64 at once.
+ROWS = 1024
+
 
 class LinearHead(NamedTuple):
     """An affine map from raw features to class scores, standardisation folded in.
@@ -45,6 +48,20 @@ class LinearHead(NamedTuple):
             return torch.addmm(self.bias, features.to(self.weight), self.weight.T)
 
 
+class Standardised(NamedTuple):
+    """Standardised features and what they were before.
+
+    Attributes:
+        z: ``[N, D]``.
+        mean: of the raw columns ``[D]``, float64.
+        scale: one over their deviation ``[D]``, float64; 0 for columns without variance.
+    """
+
+    z: Tensor
+    mean: Tensor
+    scale: Tensor
+
+
 def ridge(features: Tensor, target: Tensor, num_classes: int, alpha: float = 1e-2) -> LinearHead:
     """Ridge probe from features in memory; solved in the smaller of D and N dimensions.
 
@@ -62,23 +79,17 @@ def ridge(features: Tensor, target: Tensor, num_classes: int, alpha: float = 1e-
         >>> ridge(x, torch.tensor([0, 0, 1, 1]), 2)(x).argmax(1)
         tensor([0, 0, 1, 1])
     """
-    x = features.double()
-    y = torch.nn.functional.one_hot(target.long(), num_classes).to(x)
-    n, dim = x.shape
-    if n == 0:
-        return _nan_head(num_classes, dim, x.device)
-    mean, prior = x.mean(0), y.mean(0)
-    # A column of equal values has a mean that is off by rounding, hence a tiny variance.
-    constant = (x == x[0]).all(0)
-    deviation = (x - mean).square().mean(0).sqrt().masked_fill(constant, 0)
-    if not _usable(mean, deviation):
-        return _nan_head(num_classes, dim, x.device)
-    scale = _inverse(deviation)
-    z = (x - mean) * scale
+    found = standardise(features, torch.float64)
+    n, dim = features.shape
+    if found is None:
+        return nan_head(num_classes, dim, features.device)
+    z, mean, scale = found
+    y = torch.nn.functional.one_hot(target.long(), num_classes).to(z)
+    prior = y.mean(0)
     if dim <= n:
-        weight = _solve(z.T @ z / n, z.T @ (y - prior) / n, alpha)
+        weight = _solve((z.T @ z).div_(n), z.T @ (y - prior) / n, alpha)
     else:
-        weight = z.T @ _solve(z @ z.T / n, (y - prior) / n, alpha)
+        weight = z.T @ _solve((z @ z.T).div_(n), (y - prior) / n, alpha)
     return _fold(weight, mean, scale, prior)
 
 
@@ -101,11 +112,11 @@ def ridge_from_moments(moments: Moments, alpha: float = 1e-2) -> LinearHead:
     """
     n, mean = moments.n, moments.mean
     if moments.problem:
-        return _nan_head(moments.num_classes, moments.dim, mean.device)
+        return nan_head(moments.num_classes, moments.dim, mean.device)
     correlation = moments.scatter.div_(n)
     deviation = correlation.diagonal().clamp(min=0).sqrt()
     if not _usable(mean, deviation):
-        return _nan_head(moments.num_classes, moments.dim, mean.device)
+        return nan_head(moments.num_classes, moments.dim, mean.device)
     scale = _inverse(deviation)
     correlation.mul_(scale).mul_(scale[:, None])
     count = moments.class_count.double()
@@ -131,11 +142,47 @@ def _solve(gram: Tensor, right: Tensor, alpha: float) -> Tensor:
     return torch.linalg.pinv(gram, hermitian=True) @ right
 
 
+def standardise(features: Tensor, dtype: torch.dtype) -> Standardised | None:
+    """Features less their mean over their population deviation; columns of one value become zero.
+
+    One copy is made, whatever the precision: sums are float64, over blocks of rows.
+
+    Args:
+        features: ``[N, D]``.
+        dtype: of the result.
+
+    Returns:
+        The features and what to fold into a head; None where they are empty, constant or not finite.
+
+    Example:
+        >>> standardise(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), torch.float32).z
+        tensor([[-1.,  0.],
+                [ 1.,  0.]])
+    """
+    n = len(features)
+    if n == 0:
+        return None
+    z = features.detach().to(dtype, copy=True)
+    # A column of equal values has a mean that is off by rounding, hence a tiny variance.
+    constant = z.amax(0) == z.amin(0)
+    # The mean as it is taken away, so that folding it into the bias is exact.
+    mean = (torch.stack([rows.double().sum(0) for rows in z.split(ROWS)]).sum(0) / n).to(dtype)
+    z -= mean
+    square = torch.stack([rows.double().square().sum(0) for rows in z.split(ROWS)]).sum(0) / n
+    deviation = square.sqrt().masked_fill(constant, 0)
+    if not _usable(mean, deviation):
+        return None
+    scale = _inverse(deviation)
+    z *= scale.to(dtype)
+    return Standardised(z, mean.double(), scale)
+
+
+def nan_head(num_classes: int, dim: int, device: torch.device) -> LinearHead:
+    """The head of a layer that cannot be fitted."""
+    nan = torch.full((num_classes, dim + 1), torch.nan, dtype=torch.float64, device=device)
+    return LinearHead(nan[:, :-1], nan[:, -1])
+
+
 def _fold(weight: Tensor, mean: Tensor, scale: Tensor, prior: Tensor) -> LinearHead:
     folded = (weight * scale[:, None]).T.contiguous()
     return LinearHead(folded, prior - folded @ mean)
-
-
-def _nan_head(num_classes: int, dim: int, device: torch.device) -> LinearHead:
-    nan = torch.full((num_classes, dim + 1), torch.nan, dtype=torch.float64, device=device)
-    return LinearHead(nan[:, :-1], nan[:, -1])

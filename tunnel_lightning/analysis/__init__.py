@@ -1,0 +1,1 @@
+"""From a run folder, or any network, to the whole depth profile and its report."""

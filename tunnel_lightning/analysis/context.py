@@ -1,0 +1,162 @@
+"""What every part of an analysis works with: the network, its taps, the images, and one way to pass them through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from tunnel_lightning.analysis.options import Options
+from tunnel_lightning.analysis.sets import ImageSet, shard
+from tunnel_lightning.analysis.subject import Subject
+from tunnel_lightning.measures import LayerValue, Measure, accumulate, values_of
+from tunnel_lightning.measures.base import Factory, Observer, States
+from tunnel_lightning.measures.sample import groups
+from tunnel_lightning.runs import Row
+from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet
+
+Progress = Callable[[str, int, int], None]
+"""Told ``(what, batches done, batches in all)`` while a pass runs."""
+
+
+class Context:
+    """One analysis under way.
+
+    Args:
+        subject: the network.
+        own: the in-distribution set, or None.
+        others: the out-of-distribution sets.
+        options: what is measured.
+        fabric: device, precision and processes; by default the CPU in float32.
+        progress: told how far the pass at hand is.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        own: ImageSet,
+        others: Sequence[ImageSet],
+        options: Options,
+        fabric: Fabric | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.subject, self.own, self.others, self.options = subject, own, list(others), options
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.progress = progress or (lambda what, done, total: None)
+        self.seconds: dict[str, float] = {}
+        self.model: nn.Module = subject.model.to(self.fabric.device).eval()
+        self.taps = self.tap(options.taps)
+
+    def tap(self, spec: TapSpec) -> Taps:
+        """Taps on the network, with the layers learnt from two images run through the model.
+
+        Raises:
+            ValueError: the network can't run these images.
+        """
+        taps = Taps(self.subject.network, spec)
+        x = self.example
+        taps.arm()
+        try:
+            with quiet(self.model), self.fabric.autocast():
+                self.model(x)
+                taps.take()
+        except RuntimeError as error:
+            taps.remove()
+            raise ValueError(
+                f"{self.subject.title} can't run images {list(x.shape[1:])} of {self.own.name}: "
+                f"{str(error).splitlines()[0]}; choose another size with --data.image_size, or other --data"
+            ) from error
+        except BaseException:
+            taps.remove()
+            raise
+        finally:
+            taps.disarm()
+        taps.features_of_input(x)
+        return taps
+
+    @property
+    def example(self) -> Tensor:
+        """Two training images, on the device."""
+        return next(iter(self.own.batches("train", 2)))[0].to(self.fabric.device)
+
+    def run(
+        self,
+        images: ImageSet,
+        split: str,
+        limit: int | None,
+        measures: Sequence[Factory] = (),
+        observers: Sequence[Observer] = (),
+        taps: Taps | None = None,
+        what: str = "",
+    ) -> States:
+        """One quiet pass of the network over a set, summed over all processes; each batch goes to one of them."""
+        taps = taps or self.taps
+        fabric, own = self.fabric, images is self.own
+        batches = shard(images.batches(split, limit), fabric.global_rank, fabric.world_size)
+        total = -(-images.size(split, limit) // (images.batch_size * fabric.world_size))
+        grams = taps.spec.pool == "gram"
+        return accumulate(
+            self.model,
+            taps,
+            self._told(batches, total, what or f"{images.name} {split}"),
+            measures,
+            observers=observers,
+            device=fabric.device,
+            context=fabric.autocast if fabric.device.type != "meta" else nullcontext,
+            input=not grams and taps is self.taps,
+            network=own and self.subject.matches and not grams,
+            where=f"{images.name} {split}",
+            memory_limit=4 * self.options.memory,  # groups have seen to the layers' share
+        )
+
+    def _told(self, batches: Iterable[Any], total: int, what: str) -> Iterator[Any]:
+        done = 0
+        for done, batch in enumerate(batches):
+            self.progress(what, done, total)
+            yield batch
+        self.progress(what, total if total else done, total)
+
+    def groups(self, nbytes: Callable[[int], int], taps: Taps | None = None) -> list[set[str]]:
+        """The layers, the raw pixels first, in groups whose states fit into the memory limit together.
+
+        Raises:
+            ValueError: a single layer does not fit; the sentence names the options that lower it.
+        """
+        taps = taps or self.taps
+        places = [taps.input, *taps.layers] if taps is self.taps else taps.layers
+        return [set(group) for group in groups({t.name: t.dim for t in places}, nbytes, self.options.memory)]
+
+    def rows(self, states: States, images: ImageSet, split: str, taps: Taps | None = None) -> list[Row]:
+        """The table's rows of what a pass measured."""
+        return [self.row(value, images, split) for value in values_of(states, taps or self.taps)]
+
+    def row(self, value: LayerValue, images: ImageSet, split: str) -> Row:
+        """One row of the table, at the checkpoint's step."""
+        subject = self.subject
+        return Row(subject.run_id, subject.step, subject.epoch, -1, split, images.name, **value._asdict())
+
+    def place(self, name: str, taps: Taps | None = None) -> Tap:
+        """The tap of that name."""
+        taps = taps or self.taps
+        return next(tap for tap in [taps.input, *taps.layers] if tap.name == name)
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Add the time a block takes to ``seconds``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.fabric.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
+
+
+def of(group: set[str], make: Callable[[Tap], Measure]) -> Factory:
+    """The factory ``make``, for the layers of a group alone."""
+    return lambda tap: make(tap) if tap.name in group else None

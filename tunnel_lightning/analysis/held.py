@@ -1,0 +1,200 @@
+"""What needs the features themselves: converged and trained probes, neighbours, sample similarities, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from itertools import combinations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.options import SAMPLE_MAPS
+from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.analysis.store import Part
+from tunnel_lightning.analysis.streamed import Only, rows_of
+from tunnel_lightning.measures import (
+    FeatureSample,
+    LinearHead,
+    ProbeScores,
+    Value,
+    procrustes,
+    pwcca,
+    rbf_cka,
+    svcca,
+)
+from tunnel_lightning.measures.functional.logistic import logistic_all
+from tunnel_lightning.measures.functional.neighbours import knn_accuracy
+from tunnel_lightning.measures.recipes import RECIPES, train_heads
+from tunnel_lightning.runs import Row
+
+FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "rbf_cka": rbf_cka,
+    "procrustes": lambda x, y: procrustes(x, y).similarity,
+    "svcca": svcca,
+    "pwcca": pwcca,
+}
+PICTURED = 1_000
+"""Images of a picture: t-SNE takes time with their square, and more would hide each other."""
+NEIGHBOURS = 20
+
+
+def held_set(context: Context, images: ImageSet) -> Part:
+    """Everything that is measured on held features of one set, layers in groups under the memory limit."""
+    options, part = context.options, Part()
+    own = images is context.own
+    fits = options.wants("logistic", *RECIPES)
+    neighbours, maps = own and options.wants("knn"), options.wants(*SAMPLE_MAPS) if own else []
+    pictures = own and options.wants("tsne")
+    if not (fits or neighbours or maps or pictures):
+        return part
+    sizes = {split: images.size(split, limit_of(context, split)) for split in ("train", "test")}
+    both = sum(sizes.values())
+    chosen = pictured(context) if pictures else []
+    kept: dict[str, Tensor] = {}  # what all-pairs maps and pictures need, beyond the group
+    for group in context.groups(lambda dim: 4 * dim * both):
+        train, test = hold(context, images, group, "train"), hold(context, images, group, "test")
+        for fitted in fits:
+            with context.timed(fitted):
+                heads, penalties = fit_heads(context, fitted, train, images)
+            part.extra.setdefault("penalty", {}).update(penalties)
+            for split, sample in (("train", train), ("test", test)):
+                for name, head in heads.items():
+                    part.rows += score(context, head, fitted, name, sample, images, split)
+        if neighbours:
+            with context.timed("neighbours"):
+                part.rows += rows_of(context, nearest(context, train, test), images)
+        for name in group if maps or pictures else ():
+            if maps or name in chosen:
+                kept[name] = test.features[name][: None if maps else PICTURED].clone()
+        target = test.target.clone()
+        train.close()
+        test.close()
+    with context.timed("sample maps"):
+        for kind in maps:
+            part.arrays.update(all_pairs(context, kind, kept))
+    if pictures:
+        with context.timed("pictures"):
+            part.arrays.update(picture(context, {name: kept[name] for name in chosen}, target))
+    return part
+
+
+def limit_of(context: Context, split: str) -> int:
+    """How many images of a split are held."""
+    options = context.options
+    asked = options.fit_images if split == "train" else options.eval_images
+    return min(options.sample, asked or options.sample)
+
+
+def hold(context: Context, images: ImageSet, group: set[str], split: str) -> FeatureSample:
+    """The features of a group of layers, from one pass over a sample."""
+    limit = limit_of(context, split)
+    sample = FeatureSample(images.size(split, limit), context.options.memory)
+    context.run(images, split, limit, observers=[Only(group, sample)], what=f"{images.name} {split}, held")
+    return sample
+
+
+def fit_heads(
+    context: Context, kind: str, sample: FeatureSample, images: ImageSet
+) -> tuple[dict[str, LinearHead], dict[str, float]]:
+    """The heads of one kind of probe, and the penalties that were chosen for them."""
+    features, target, classes = sample.features, sample.target, images.num_classes
+    count = len(features)
+    what = f"{images.name}: {kind} probes"
+    if kind == "logistic":
+        done: list[str] = []
+
+        def tell(name: str) -> None:
+            done.append(name)
+            context.progress(what, len(done), count)
+
+        context.progress(what, 0, count)
+        paths = logistic_all(features, target, classes, progress=tell, seed=context.options.seed)
+        return (
+            {name: path.fit.head for name, path in paths.items()},
+            {f"{images.name}|{name}": path.penalty for name, path in paths.items()},
+        )
+    heads = train_heads(
+        features,
+        target,
+        classes,
+        RECIPES[kind],
+        context.options.seed,
+        lambda done, total: context.progress(what, done, total),
+    )
+    return heads, {}
+
+
+def score(
+    context: Context,
+    head: LinearHead,
+    variant: str,
+    name: str,
+    sample: FeatureSample,
+    images: ImageSet,
+    split: str,
+) -> list[Row]:
+    """Rows of a head's accuracy on held features."""
+    scores = ProbeScores(head, variant, images.num_classes)
+    scores.update(sample.features[name], sample.target)
+    return [row for value in scores.compute() for row in rows_of(context, {name: value}, images, split)]
+
+
+def nearest(context: Context, train: FeatureSample, test: FeatureSample) -> dict[str, Value]:
+    """Accuracy of the nearest neighbours in every layer of two samples."""
+    found, k = {}, min(NEIGHBOURS, len(train.target))
+    for done, name in enumerate(train.features):
+        context.progress("nearest neighbours", done, len(train.features))
+        accuracy = knn_accuracy(train.features[name], train.target, test.features[name], test.target, k)
+        found[name] = Value("knn_accuracy", f"k={k}", *accuracy, len(test.target))
+    context.progress("nearest neighbours", len(found), len(found))
+    return found
+
+
+def all_pairs(context: Context, kind: str, features: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """One similarity of all pairs of layers on the sample, as a map."""
+    function, names = FUNCTIONS[kind], list(features)
+    value = np.full((len(names), len(names)), math.nan)
+    pairs = [(i, i) for i in range(len(names))] + list(combinations(range(len(names)), 2))
+    for done, (i, j) in enumerate(pairs):
+        context.progress(f"{kind} of all pairs", done, len(pairs))
+        value[i, j] = value[j, i] = float(function(features[names[i]], features[names[j]]))
+    context.progress(f"{kind} of all pairs", len(pairs), len(pairs))
+    return {
+        f"{kind}/names": np.array(names),
+        f"{kind}/value": value,
+        f"{kind}/se": np.full_like(value, math.nan),
+    }
+
+
+def pictured(context: Context) -> list[str]:
+    """The layers of which there is a picture: the first, the last, and the one in the middle."""
+    names = [tap.name for tap in context.taps.layers]
+    return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
+
+
+def picture(context: Context, features: Mapping[str, Tensor], target: Tensor) -> dict[str, np.ndarray]:
+    """Places of images in two dimensions by t-SNE (van der Maaten & Hinton, 2008), perplexity 30 as the tunnel paper.
+
+    The features' first 50 principal components stand for them, as is usual.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    found: dict[str, np.ndarray] = {}
+    for done, (name, x) in enumerate(features.items()):
+        context.progress("pictures", done, len(features))
+        rows = x.cpu().double()
+        if len(rows) < 10 or not bool(torch.isfinite(rows).all()):
+            continue
+        seed = context.options.seed
+        few = PCA(min(50, *rows.shape), random_state=seed).fit_transform(rows.numpy())
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(few)
+        found[f"tsne/{name}"] = places.astype(np.float32)
+    context.progress("pictures", len(features), len(features))
+    if found:
+        found["tsne/labels"] = target[:PICTURED].cpu().numpy()
+    return found

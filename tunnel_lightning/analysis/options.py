@@ -1,0 +1,123 @@
+"""What an analysis measures, and how: the settings that decide every figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from tunnel_lightning.measures.recipes import RECIPES
+from tunnel_lightning.taps import TapSpec
+
+STREAMED = ("ridge", "ranks", "variance", "collapse", "cka")
+"""Measured in the passes over the data, whatever their length; no features are kept."""
+HELD = ("logistic", *RECIPES, "knn", "tsne")
+"""Measured on held features of a sample of the images."""
+SAMPLE_MAPS = ("rbf_cka", "procrustes", "svcca", "pwcca")
+"""Similarities that need two whole matrices, on the same sample."""
+EXTRA = ("additions", "blocks")
+"""Passes of their own: probes round each residual addition, and the map over every output of the network."""
+MEASURES = (*STREAMED, *HELD, *SAMPLE_MAPS, *EXTRA)
+DEFAULT = (*STREAMED, "logistic", "knn", "tsne", *EXTRA)
+"""What is measured unless asked otherwise."""
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of an analysis.
+
+    Attributes:
+        taps: which layers, and how their outputs become features.
+        measures: some of ``MEASURES``.
+        fit_images: training images of each set the ridge probes are fitted on; None for all.
+        eval_images: test images of each set everything is scored on; None for all.
+        sample: training and test images of each set whose features are held, for what can't be streamed.
+        block_images: test images of the map over every output of the network.
+        alpha: penalty of the ridge probes, relative to the number of images.
+        memory_gb: GiB that sums, or held features, may take; layers are measured in groups that fit into it.
+        seed: of hold-out splits, recipes and pictures.
+
+    Raises:
+        ValueError: an unknown measure, or a number out of its range.
+
+    Example:
+        >>> Options(measures=("ridge", "ranks")).wants("cka")
+        False
+    """
+
+    taps: TapSpec = field(default_factory=TapSpec)
+    measures: Sequence[str] = DEFAULT
+    fit_images: int | None = None
+    eval_images: int | None = None
+    sample: int = 10_000
+    block_images: int = 2_560
+    alpha: float = 1e-2
+    memory_gb: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.measures if name not in MEASURES]
+        if unknown or not self.measures:
+            said = f"no measure {unknown[0]!r}" if unknown else "no measures"
+            raise ValueError(f"{said}: choose among {', '.join(MEASURES)}")
+        least = {"fit_images": 2, "eval_images": 2, "sample": 2, "block_images": 8}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} must be at least {low}, got {value}")
+        for name in ("alpha", "memory_gb"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def wants(self, *names: str) -> list[str]:
+        """Those of ``names`` that are measured."""
+        return [name for name in names if name in self.measures]
+
+    @property
+    def memory(self) -> int:
+        """The memory limit in bytes."""
+        return int(self.memory_gb * GIB)
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that decides a figure, flat and plain."""
+        flat = {key: value for key, value in asdict(self).items() if key not in ("taps", "memory_gb")}
+        flat["measures"] = list(self.measures)
+        return {**{f"taps.{key}": value for key, value in asdict(self.taps).items()}, **flat}
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "masarczyk": {
+        "pool": "flatten",
+        "max_features": 8000,
+        "measures": ("ridge", "ranks", "variance", "masarczyk"),
+    },
+    "harun": {"pool": "2x2", "max_features": None, "measures": ("ridge", "ranks", "harun")},
+    "nguyen": {"pool": "flatten", "max_features": None, "measures": ("cka", "blocks", "additions")},
+}
+"""The papers' own protocols: how features are made, and which probe is trained by which recipe."""
+
+
+def with_protocol(options: Options, protocol: str | None) -> Options:
+    """The options with a paper's protocol: its pooling, cap and measures in the place of theirs.
+
+    - ``masarczyk`` (Masarczyk et al., 2023, released code): features flattened, 8,000 fixed random columns, Adam
+      probes, ranks and variances.
+    - ``harun`` (Harun et al., 2024, section 3): 2x2 pooling, AdamW probes with label smoothing.
+    - ``nguyen`` (Nguyen et al., 2021): similarity of every output, block structure, probes round each addition.
+
+    Raises:
+        ValueError: no such protocol.
+
+    Example:
+        >>> with_protocol(Options(), "masarczyk").taps.max_features
+        8000
+    """
+    if protocol is None:
+        return options
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"no protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
+    chosen = PROTOCOLS[protocol]
+    taps = replace(options.taps, pool=chosen["pool"], max_features=chosen["max_features"])
+    return replace(options, taps=taps, measures=chosen["measures"])

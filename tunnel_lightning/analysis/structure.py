@@ -1,0 +1,103 @@
+"""Passes with other taps: probes round each residual addition, and the map over every output of the network."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.store import Part
+from tunnel_lightning.analysis.streamed import fit, moment_bytes, score_factories
+from tunnel_lightning.measures import FirstComponents, LayerValue
+from tunnel_lightning.measures.functional.blocks import contiguous_blocks
+from tunnel_lightning.taps import TapSpec
+
+BLOCK_THRESHOLD = 0.9
+"""Smallest CKA between any two layers of a block; Nguyen et al. (2021) give no number."""
+
+
+def additions(context: Context) -> Part:
+    """Ridge probes before and after each residual addition (Nguyen et al., 2021, section on linear probes).
+
+    In a block structure the branch reads worse than what it is added to, and the sum hardly better.
+    """
+    part, images, spec = Part(), context.own, context.options.taps
+    try:
+        taps = context.tap(TapSpec("addition", spec.pool, spec.max_features, spec.seed))
+    except ValueError as error:
+        if "addition" not in str(error):
+            raise
+        part.extra["note"] = "the network has no residual additions, so there are no probes round them"
+        return part
+    try:
+        for group in context.groups(moment_bytes(images.num_classes), taps):
+            fitted = fit(context, images, group, (), taps)
+            states = context.run(
+                images,
+                "test",
+                context.options.eval_images,
+                score_factories(fitted, images, means=False, variant="ridge@addition"),
+                taps=taps,
+                what=f"{images.name} test, round additions",
+            )
+            states.pop("network", None)
+            part.rows += context.rows(states, images, "test", taps)
+    finally:
+        taps.remove()
+    return part
+
+
+def blocks(context: Context) -> Part:
+    """Similarity of every output of the network, unpooled, its block structure and first components."""
+    part, images = Part(), context.own
+    taps = context.tap(TapSpec("all", "gram"))
+    components = FirstComponents(grams=True)
+    limit = context.options.block_images
+    try:
+        names = {tap.name: tap for tap in taps.layers}
+        grams = sum(2 * images.batch_size * tap.dim for tap in taps.layers)
+        forward = max(taps.costs(context.example).get("", 0), 1)
+        context.progress(
+            f"every output: {len(names)} layers, {images.size('test', limit):,} images, some "
+            f"{1 + grams / forward:.1f} times a forward pass over them",
+            0,
+            0,
+        )
+        context.run(images, "test", limit, observers=[components], taps=taps, what="every output")
+    finally:
+        taps.remove()
+    found = components.compute()
+    for key, each in (
+        ("cka_all", found.cka),
+        ("cka_all_no_pc1", found.without_first),
+        ("cka_all_no_dominant", found.without_dominant),
+        ("pc1_cosine", found.cosine),
+    ):
+        part.arrays[f"{key}/names"] = np.array(each.names)
+        part.arrays[f"{key}/value"], part.arrays[f"{key}/se"] = each.value.numpy(), each.se.numpy()
+    shares = zip(found.names, found.fraction.tolist(), found.fraction_se.tolist(), strict=True)
+    n = images.size("test", limit)
+    part.rows = [
+        context.row(
+            LayerValue(name, names[name].index, names[name].dim, "pc1_fraction", "gram256", value, se, n),
+            images,
+            "test",
+        )
+        for name, value, se in shares
+        if name in names
+    ]
+    part.extra["blocks"] = {
+        "map": "cka_all",
+        "threshold": BLOCK_THRESHOLD,
+        "found": [
+            {
+                "start": found.cka.names[block.start],
+                "end": found.cka.names[block.end],
+                "start_index": block.start,
+                "end_index": block.end,
+                "size": block.size,
+                "min_cka": block.min_cka,
+            }
+            for block in contiguous_blocks(found.cka.value, BLOCK_THRESHOLD)
+        ],
+    }
+    return part

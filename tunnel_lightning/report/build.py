@@ -1,0 +1,81 @@
+"""From folders to the page and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tunnel_lightning.report.charts import Page
+from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_runs
+from tunnel_lightning.report.page import html
+from tunnel_lightning.report.sections import page_of_run, read_source
+from tunnel_lightning.report.static import FORMATS, write_figures
+from tunnel_lightning.runs import RunError, analysis_folder, is_comparison, load_comparison
+from tunnel_lightning.runs.files import atomic
+
+REPORT_FILE = "report.html"
+
+
+def write_report(
+    folders: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    figures: str | Path | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> Path:
+    """Write the page of a run, of several runs, or of a comparison, from their files alone.
+
+    Args:
+        folders: a run folder with or without an analysis, the folder of an analysis or of a comparison; or
+            several of runs, which are laid over one another.
+        out: the file to write; by default ``report.html`` in the folder of the analysis, of the run without one,
+            or of the comparison, and of several runs in the current folder.
+        figures: a folder for the figures as files of their own; by default none are written.
+        formats: which of ``png``, ``svg``, ``pdf`` they are written as.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        RunError: a folder is none of these, a file in it can't be read, or there is nothing to show.
+        ValueError: no folders, or an unknown format.
+    """
+    places = [Path(each) for each in ([folders] if isinstance(folders, str | Path) else folders)]
+    if not places:
+        raise ValueError("There is nothing to report on: give at least one run folder.")
+    page, home = _page(places)
+    items = [item for section in page.sections if section.key != "settings" for item in section.items]
+    if not any(section.items for section in page.sections if section.key != "settings"):
+        raise RunError(f"{places[0]} holds nothing to show: no profile and no analysis.")
+    path = Path(out) if out is not None else home / REPORT_FILE
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the name of a file.")
+    text = html(page)
+    if figures is not None:
+        write_figures(items, figures, formats)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic(path) as file:
+        file.write(text)
+    return path
+
+
+def _page(places: list[Path]) -> tuple[Page, Path]:
+    if len(places) == 1:
+        (place,) = places
+        if is_comparison(place):
+            return page_of_comparison(load_comparison(place)), place
+        return page_of_run(read_source(place)), analysis_folder(place) or place
+    sources = [read_source(place) for place in places]
+    if len(ids := {source.run_id for source in sources}) < len(sources):
+        raise RunError(f"The {len(sources)} folders are of {len(ids)} runs: give each run once.")
+    # runs of one name are the same network with other seeds, unless their layers say otherwise
+    kind = {
+        source.run_id: (source.run_id.partition("/")[0], [x.name for x in source.layers])
+        for source in sources
+    }
+    kinds = list({str(each): each for each in kind.values()}.values())
+    repeated = {name for name, _ in kinds if sum(other == name for other, _ in kinds) > 1}
+    members = [
+        Member(s.run_id, s.rows, s.run_id if kind[s.run_id][0] in repeated else kind[s.run_id][0])
+        for s in sources
+    ]
+    return page_of_runs(members), Path()

@@ -1,0 +1,277 @@
+"""The page of several runs laid over one another, and of a comparison folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tunnel_lightning.report import tables
+from tunnel_lightning.report.charts import (
+    Chart,
+    Item,
+    Line,
+    Map,
+    Number,
+    Page,
+    Points,
+    Section,
+    Table,
+    escape,
+)
+from tunnel_lightning.report.lines import COLORS, DASHES, share
+from tunnel_lightning.report.structure import similarity_map
+from tunnel_lightning.report.style import RANK
+from tunnel_lightning.report.words import mean_transfer, number, percent
+from tunnel_lightning.runs import Comparison, Curve, Row, curve, id_dataset, network_accuracy, tunnels
+
+
+class Member(NamedTuple):
+    """One of several runs: its id, its rows, and the group of runs of its kind."""
+
+    run_id: str
+    rows: list[Row]
+    group: str
+
+
+def page_of_runs(members: Sequence[Member]) -> Page:
+    """Say what the page of several runs shows: their profiles over one another."""
+    rows = [row for member in members for row in member.rows]
+    table = tables.all_layers(rows, [], several_runs=True)
+    sections = [*_overlay(members), Section("layers", "All layers", [table])]
+    return Page(", ".join(_groups(members)), _headline(members), _said(members), [], sections)
+
+
+def page_of_comparison(found: Comparison) -> Page:
+    """Say what the page of a comparison shows: similarity, profiles, and how the answers differ."""
+    summary = found.summary
+    titles = {g["key"]: str(g.get("name") or g["key"]) for g in summary.get("groups") or []}
+    of = {each["run_id"]: titles.get(each.get("group"), "") for each in summary.get("runs") or []}
+    members = [Member(run.id, run.rows, of.get(run.id) or run.id.partition("/")[0]) for run in found.runs]
+    maps = [_cross(name, each, titles) for name, each in found.similarity.items()]
+    listed = [_table(k, each) for k, each in enumerate(summary.get("tables") or [])]
+    answers: list[Item] = [*scatters(found.per_image, titles), *listed]
+    sections = [
+        Section("similarity", "Similarity of layers across networks", maps),
+        *_overlay(members),
+        Section("predictions", "Networks and their answers", answers),
+        Section(
+            "layers",
+            "All layers",
+            [tables.all_layers([r for m in members for r in m.rows], [], True)] if members else [],
+        ),
+        Section("settings", "Settings and versions", tables.details({}, summary), folded=True),
+    ]
+    title = str(summary.get("title") or ", ".join(_groups(members)))
+    return Page(title, _headline(members), _said(members), _figures(summary), sections)
+
+
+def _groups(members: Sequence[Member]) -> dict[str, list[Member]]:
+    groups: dict[str, list[Member]] = {}
+    for member in members:
+        groups.setdefault(member.group, []).append(member)
+    return groups
+
+
+def _said(members: Sequence[Member]) -> str:
+    return "  ·  ".join(f"{name}: {_count(len(each), 'network')}" for name, each in _groups(members).items())
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _headline(members: Sequence[Member]) -> str:
+    parts = []
+    for name, each in _groups(members).items():
+        found = [tunnels(member.rows)["id95"] for member in each]
+        starts = sorted(rule.start for rule in found if rule.start is not None)
+        known = [rule for rule in found if rule.extractor_length is not None]
+        if not known:
+            continue
+        if not starts:
+            where = "has no tunnel" if len(each) == 1 else "have no tunnel"
+        else:
+            span = f"{starts[0]}" if starts[0] == starts[-1] else f"{starts[0]} to {starts[-1]}"
+            where = f"from layer {span}"
+            where += f" in {len(starts)} of {len(known)}" if len(starts) < len(known) else ""
+        parts.append(f"{name} {where}")
+    counted = _count(len(members), "network")
+    return f"{counted}. Tunnel by the 95 % rule: {'; '.join(parts)}" if parts else f"{counted} compared"
+
+
+def _figures(summary: Mapping[str, Any]) -> list[Number]:
+    return [
+        Number(percent(each["accuracy"]["value"]), str(each["run_id"]), "accuracy of the network")
+        for each in summary.get("runs") or []
+        if each.get("accuracy") and each["accuracy"].get("value") is not None
+    ][:8]
+
+
+def _overlay(members: Sequence[Member]) -> list[Section]:
+    """Profiles by layer index and by relative depth, one line per run, or per group with its spread."""
+    picks: list[tuple[str, str, str, Callable[[Sequence[Row]], Curve | None]]] = [
+        ("id", "Probe of the trained set", "accuracy (%)", lambda rows: curve(rows)),
+        ("ood", "Transfer, mean over the other sets", "accuracy (%)", _transfer),
+        ("rank", "Numerical rank", "rank (rtol 1e-3)", lambda rows: curve(rows, *RANK)),
+    ]
+    items: list[Item] = []
+    for key, title, label, pick in picks:
+        found = [
+            (member, c.layers_only())
+            for member in members
+            if (c := pick(member.rows)) and c.layers_only().layer
+        ]
+        for relative in (False, True):
+            lines = _lines(found, relative)
+            if lines:
+                x = "relative depth" if relative else "layer"
+                name = f"{title}, by {'relative depth' if relative else 'layer'}"
+                items.append(
+                    Chart(
+                        f"overlay_{key}_{'depth' if relative else 'layer'}",
+                        name,
+                        lines,
+                        x=x,
+                        y=label,
+                        relative=relative,
+                    )
+                )
+    several = any(len(each) > 1 for each in _groups(members).values())
+    text = (
+        "Lines are means over the networks of a kind, bands one standard deviation to either side."
+        if several
+        else ""
+    )
+    return [Section("profiles", "Profiles over one another", [*items, *_starts(members)], text)]
+
+
+def _transfer(rows: Sequence[Row]) -> Curve | None:
+    rule = tunnels(rows)["ood"]
+    mean = mean_transfer(rows, rule)
+    if not mean:
+        return None
+    base = curve(rows, dataset=rule.datasets[0], step=rule.step)
+    kept = base.where(np.isin(base.index, list(mean)))
+    return Curve(
+        **{
+            **vars(kept),
+            "value": np.array([mean[i] for i in kept.index.tolist()]),
+            "se": np.full(len(mean), np.nan),
+        }
+    )
+
+
+def _lines(found: Sequence[tuple[Member, Curve]], relative: bool) -> list[Line]:
+    lines = []
+    groups: dict[str, list[tuple[Member, Curve]]] = {}
+    for member, c in found:
+        groups.setdefault(member.group, []).append((member, c))
+    for k, (name, each) in enumerate(groups.items()):
+        look = {"color": COLORS[k % len(COLORS)], "dash": DASHES[k % len(DASHES)], "marker": "circle"}
+        scale = 100 if share(each[0][1].measure) else 1
+        same = all(c.layer == each[0][1].layer for _, c in each)
+        if len(each) > 1 and same:
+            values = scale * np.stack([c.value for _, c in each])
+            mean, spread = values.mean(0), values.std(0, ddof=1)
+            band = {"low": mean - spread, "high": mean + spread}
+            c = each[0][1]
+            said = [
+                f"<b>layer {i}: {escape(layer)}</b><br>{escape(name)}: {number(float(m))} ± {number(float(s))}"
+                for i, layer, m, s in zip(c.index, c.layer, mean, spread, strict=True)
+            ]
+            lines.append(Line(name, _depth(c, relative), mean, said, **look, **band))  # type: ignore[arg-type]
+            continue
+        for member, c in each:
+            label = name if len(each) == 1 else member.run_id
+            said = [
+                f"<b>layer {i}: {escape(layer)}</b><br>{escape(label)}: {number(scale * float(v))}"
+                for i, layer, v in zip(c.index, c.layer, c.value, strict=True)
+            ]
+            lines.append(Line(label, _depth(c, relative), scale * c.value, said, **look))  # type: ignore[arg-type]
+    return lines
+
+
+def _depth(c: Curve, relative: bool) -> NDArray[Any]:
+    return c.index / c.index[-1] if relative else c.index
+
+
+def _starts(members: Sequence[Member]) -> list[Table]:
+    lines = []
+    for member in members:
+        found = tunnels(member.rows)
+        mean = {i: v for i, v in mean_transfer(member.rows, found["ood"]).items() if i}
+        kept = 100 * mean[max(mean)] / max(mean.values()) if mean else None
+        rank = curve(member.rows, *RANK).layers_only().finite()
+        probe = curve(member.rows)
+        value = network_accuracy(member.rows, id_dataset(member.rows), probe.split, probe.step)
+        lines.append(
+            [
+                member.run_id, member.group, 100 * value, int(probe.index[-1]) if probe.layer else None,
+                *(rule.start or ("none" if rule.extractor_length is not None else None) for rule in found.values()),
+                kept, float(rank.value[-1]) if rank.layer else None,
+            ]
+        )  # fmt: skip
+    heads = [
+        "run",
+        "kind",
+        "accuracy %",
+        "layers",
+        "95 % rule",
+        "98 % rule",
+        "OOD rule",
+        "transfer kept %",
+        "last rank",
+    ]
+    note = "Rules: the layer where the tunnel starts. Kept: transfer of the last layer over that of the best."
+    return [Table("runs", "Where the tunnels start", heads, lines, note)] if lines else []
+
+
+def _cross(name: str, each: Any, titles: Mapping[str, str]) -> Map:
+    """A map over the layers of several networks, with lines between the networks."""
+    owners = [layer.partition(":")[0] for layer in each.names]
+    breaks = [(k, titles.get(o, o)) for k, o in enumerate(owners) if not k or o != owners[k - 1]]
+    if name == "cka_groups":
+        found = similarity_map("cka", each, breaks=breaks)
+        return Map(
+            **{
+                **vars(found),
+                "key": name,
+                "title": "CKA between kinds of networks",
+                "note": "Means over pairs of different networks.",
+            }
+        )
+    return similarity_map(name, each, breaks=breaks)
+
+
+def scatters(per_image: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> list[Points]:
+    """Of each pair of groups, how often they are right about each image; equal places are one larger point."""
+    keys = list(per_image)
+    points = []
+    for i, a in enumerate(keys):
+        for b in keys[i + 1 :]:
+            places, counts = np.unique(
+                100 * np.stack([per_image[a], per_image[b]], 1), axis=0, return_counts=True
+            )
+            names = [titles.get(key, key) for key in (a, b)]
+            said = [
+                f"{_count(int(n), 'image')}<br>{escape(names[0])}: {x:.0f} %<br>{escape(names[1])}: {y:.0f} %"
+                for (x, y), n in zip(places, counts, strict=True)
+            ]
+            points.append(
+                Points(
+                    f"images_{a}_{b}", f"{names[0]} against {names[1]}, image by image", places,
+                    hover=said, size=4 + 32 * np.sqrt(counts / counts.max()),
+                    x=f"{names[0]}: networks that are right (%)", y=f"{names[1]}: networks that are right (%)",
+                    diagonal=True, note="The larger a point, the more images lie there.",
+                )
+            )  # fmt: skip
+    return points
+
+
+def _table(number_: int, each: Mapping[str, Any]) -> Table:
+    columns = [str(name) for name in each.get("columns") or []]
+    rows = [list(row.values()) if isinstance(row, Mapping) else list(row) for row in each.get("rows") or []]
+    return Table(f"table_{number_}", str(each.get("title", "")), columns, rows, str(each.get("note") or ""))

@@ -1,0 +1,364 @@
+"""The page of one run: which sections it has, and the profile, transfer and probes among them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tunnel_lightning.report import structure, tables
+from tunnel_lightning.report.charts import Chart, Line, Mark, Page, Section, Table
+from tunnel_lightning.report.figures import depth_profile
+from tunnel_lightning.report.lines import Wanted, hover, line, several
+from tunnel_lightning.report.style import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    OLIVE,
+    RANK,
+    RULE_LABELS,
+    SKY,
+    STYLE,
+    VERMILION,
+    WINE,
+)
+from tunnel_lightning.report.words import headline, mean_transfer, number, numbers, percent
+from tunnel_lightning.runs import (
+    PROFILE_FILE,
+    Analysis,
+    LayerInfo,
+    Row,
+    Run,
+    analysis_folder,
+    curve,
+    id_dataset,
+    load_analysis,
+    load_run,
+    network_accuracy,
+    ood_datasets,
+    run_id_of,
+    tunnels,
+)
+
+VARIANTS = {
+    "ridge": ("ridge", BLUE, "solid"),
+    "logistic": ("logistic", WINE, "dash"),
+    "masarczyk": ("as Masarczyk et al.", OLIVE, "dot"),
+    "harun": ("as Harun et al.", GREY, "dashdot"),
+}
+"""Kinds of converged probes: name, colour and dash."""
+
+ADDITION = "addition"
+"""Variant of the ridge probes round residual additions, whose layers are places of their own."""
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What is known of one run.
+
+    Attributes:
+        path: the run folder, or the folder of the analysis.
+        rows: the profile to show: of the analysis, else what was measured while training.
+        layers: lines of ``layers.csv``.
+        live: what was measured while training; the same rows where there is no analysis.
+        analysis: the analysis, if one was finished.
+        manifest: the run's manifest.
+    """
+
+    path: Path
+    rows: list[Row]
+    layers: list[LayerInfo]
+    live: list[Row]
+    analysis: Analysis | None
+    manifest: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run's id, ``name/version_N``."""
+        stated = self.analysis.summary.get("run_id") if self.analysis else None
+        return self.rows[0].run_id if self.rows else str(stated or run_id_of(self.path))
+
+    @property
+    def title(self) -> str:
+        """What the run is called."""
+        return str((self.analysis and self.analysis.summary.get("title")) or self.run_id)
+
+
+def read_source(folder: str | Path) -> Source:
+    """Read a run folder with or without an analysis, or the folder of an analysis.
+
+    Raises:
+        RunError: it is neither, or a file in it can't be read.
+    """
+    folder = Path(folder)
+    if analysis_folder(folder):
+        analysis = load_analysis(folder)
+        home = analysis.path.parent if analysis.path.name == "analysis" else analysis.path
+        # trained without the monitor, or not here at all: the analysis stands alone
+        run = load_run(home) if (home / PROFILE_FILE).exists() else Run(home, [])
+        layers = analysis.run.layers or run.layers
+        return Source(folder, analysis.run.rows, layers, run.rows, analysis, run.manifest)
+    run = load_run(folder)
+    return Source(folder, run.rows, run.layers, run.rows, None, run.manifest)
+
+
+def page_of_run(source: Source) -> Page:
+    """Say what the page of one run shows."""
+    rows = source.rows
+    summary = source.analysis.summary if source.analysis else {}
+    similarity = source.analysis.similarity if source.analysis else {}
+    sections = [
+        Section("profile", "Depth profile", [*profile(rows), *rules(rows)]),
+        Section("transfer", "Transfer", transfer(rows, summary)),
+        Section("similarity", "Similarity of layers", structure.similarity(rows, similarity, summary)),
+        Section("probes", "Probes", [*probes(rows), *additions(rows)]),
+        Section("spectra", "Dimensions", [*structure.ranks(rows), *structure.spectra(rows, source.analysis)]),
+        Section("collapse", "Variance and collapse", structure.collapse(rows)),
+        structure.over_time(rows, source.live),
+        structure.pictures(source.analysis),
+        Section("layers", "All layers", [tables.all_layers(rows, source.layers)]),
+        Section("settings", "Settings and versions", tables.details(source.manifest, summary), folded=True),
+    ]
+    return Page(source.title, headline(rows), _subtitle(source), numbers(rows), sections)
+
+
+def _subtitle(source: Source) -> str:
+    summary = source.analysis.summary if source.analysis else {}
+    network = summary.get("network") or {}
+    parameters = network.get("parameters") or sum(layer.parameters for layer in source.layers)
+    last = max(source.rows, key=lambda row: row.step, default=None)
+    return "  ·  ".join(
+        [
+            *[str(each) for each in (network.get("name"),) if each],
+            *([f"{_millions(parameters)} parameters"] if parameters else []),
+            *[str(each) for each in (id_dataset(source.rows),) if each],
+            *([f"checkpoint {Path(str(summary['checkpoint'])).name}"] if summary.get("checkpoint") else []),
+            *([f"epoch {last.epoch}, step {number(last.step)}"] if last and last.step >= 0 else []),
+            *([] if source.analysis else ["measured while training"]),
+        ]
+    )
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.3g} million" if count >= 1e6 else number(count)
+
+
+def profile(rows: Sequence[Row]) -> list[Chart]:
+    """What every layer knows, at the last step with ridge probes: the page's form of `depth_profile`."""
+    own = id_dataset(rows)
+    ridge = curve(rows, dataset=own)
+    lines: list[Line] = []
+    for variant, (name, color, dash) in VARIANTS.items():
+        found = curve(rows, variant=variant, dataset=own)
+        if found.layer:
+            look = {"dash": dash, "marker": "circle", "shown": variant == "ridge"}
+            label = f"{own} {name} (ID)"
+            if variant == "ridge":
+                layers = found.layers_only()
+                look |= {"low": 100 * (layers.value - layers.se), "high": 100 * (layers.value + layers.se)}
+                look["width"] = 2.6
+            lines += _with_raw(line(found, label, color, **look), found)
+    online = curve(rows, variant="online", dataset=own)
+    if online.layer:
+        lines.append(line(online, f"{own} online (ID)", SKY, width=1.4, shown=not ridge.layer))
+    ood = [found for name in ood_datasets(rows) if (found := curve(rows, dataset=name)).layer]
+    colors = STYLE["ood_colors"][len(ood) > 1 :]  # the first is the mean's
+    for k, found in enumerate(ood):
+        look = {
+            "dash": ("dash", "dot", "dashdot")[k % 3],
+            "marker": "square",
+            "width": 2.2 if len(ood) == 1 else 1.7,
+        }
+        made = line(found, f"{found.dataset} ridge (OOD)", colors[k % len(colors)], **look)
+        lines += _with_raw(made, found)
+    if len(ood) > 1:
+        lines += _mean(rows, len(ood))
+    rank = curve(rows, *RANK, dataset=own)
+    if not lines and not rank.layer:
+        return []
+    last = max(int(each.x[-1]) for each in [*lines, *([line(rank, "")] if rank.layer else [])] if len(each.x))
+    value = network_accuracy(rows, own, ridge.split or online.split, max(ridge.step, online.step))
+    if math.isfinite(value) and lines:
+        text = f"network {percent(value)}"
+        at = np.array([0.5, last + 0.5])
+        lines.append(Line(text, at, np.full(2, 100 * value), [text] * 2, INK, dash="dot", width=1.4))
+    accuracies = bool(lines)
+    if rank.layer:
+        lines.append(line(rank, "numerical rank", GREEN, dash="dashdot", right=accuracies))
+    starts = tunnels(rows)
+    first = starts["id95"].start
+    at_zero = any(0 in each.x for each in lines)
+    chart = Chart(
+        "depth_profile",
+        "What every layer knows",
+        lines,
+        y="linear probe accuracy (%)" if accuracies else "numerical rank (rtol 1e-3)",
+        right="numerical rank (rtol 1e-3)" if rank.layer and accuracies else "",
+        ticks={0: "raw"} if at_zero else None,
+        marks=marks(starts),
+        shade=(first, "tunnel (95 % rule)") if first else None,
+        note=_profile_note(ridge.layer != [], at_zero),
+        wide=True,
+        draw=partial(depth_profile, rows),
+    )
+    return [chart]
+
+
+def _profile_note(ridge: bool, raw: bool) -> str:
+    parts = ["Probes are fitted on frozen features and scored on held-out images."]
+    if ridge:
+        parts.append("The band is one standard error.")
+    if raw:
+        parts.append("Hollow marks: probes on raw pixels.")
+    return " ".join([*parts, "A tap on a name in the legend shows or hides its line."])
+
+
+def _with_raw(made: Line, found: Any) -> list[Line]:
+    """The line, and the raw pixels as a hollow mark that is not joined to it."""
+    raw = found.where(found.index == 0)
+    if not raw.layer:
+        return [made]
+    mark = f"{made.marker or 'circle'}-open"
+    said = hover(raw, made.label)
+    return [
+        made,
+        Line(
+            made.label, raw.index, 100 * raw.value, said, made.color,
+            width=0, marker=mark, shown=made.shown, legend=False,
+        ),
+    ]  # fmt: skip
+
+
+def _mean(rows: Sequence[Row], count: int) -> list[Line]:
+    mean = {i: v for i, v in mean_transfer(rows, tunnels(rows)["ood"]).items() if i}
+    text = f"mean of {count} OOD sets"
+    said = [f"<b>layer {i}</b><br>{text}: {percent(v)}" for i, v in mean.items()]
+    x, y = np.array(list(mean)), 100 * np.array(list(mean.values()))
+    return [Line(text, x, y, said, VERMILION, dash="dash", width=2.6)] if mean else []
+
+
+def marks(starts: dict[str, Any]) -> list[Mark]:
+    """The tunnel's start by each rule; rules that agree share a mark."""
+    names: dict[int, list[str]] = {}
+    for rule, found in starts.items():
+        if found.start is not None:
+            names.setdefault(found.start, []).append(rule)
+    dashes = {"id95": "solid", "id98": "dash", "ood": "dot"}
+    return [
+        Mark(start, " · ".join(RULE_LABELS[rule] for rule in rules), dashes[rules[0]])
+        for start, rules in sorted(names.items())
+    ]
+
+
+def rules(rows: Sequence[Row]) -> list[Table]:
+    """Where the tunnel starts by each rule, in words."""
+    found = tunnels(rows)
+    if all(rule.extractor_length is None for rule in found.values()):
+        return []
+    table = Table(
+        "rules",
+        "Where the tunnel starts",
+        ["rule", "starts at", "layer", "extractor", "in words"],
+        [
+            [f"{RULE_LABELS[name]} rule", rule.start or "none", rule.layer, rule.extractor_length, rule.note]
+            for name, rule in found.items()
+        ],
+        "95 and 98 % rule: the first layer whose probe reaches that share of the network's accuracy (Masarczyk et "
+        "al., 2023). OOD rule: behind the layer that transfers best (Harun et al., 2024).",
+    )
+    return [table]
+
+
+def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart]:
+    """How well layers transfer to each other set: a table, and a chart where probes of several kinds were fitted."""
+    stated = summary.get("transfer") or {}
+    lines, charts = [], []
+    for name in ood_datasets(rows):
+        found = curve(rows, dataset=name).layers_only().finite()
+        if not found.layer:
+            continue
+        best = int(np.argmax(found.value))
+        strength = (stated.get(name) or {}).get("strength")
+        lines.append(
+            [
+                name, f"{found.index[best]}: {found.layer[best]}", 100 * found.value[best], 100 * found.value[-1],
+                *(_last(rows, measure, name) for measure in ("ood_retained", "id_ood_pearson", "id_ood_alignment")),
+                *([strength] if stated else []),
+            ]
+        )  # fmt: skip
+        if len(drawn := _kinds(rows, name)) > 1:
+            charts.append(Chart(f"transfer_{name}", f"Probes of {name}", drawn, y="accuracy (%)"))
+    heads = ["set", "best layer", "best %", "last layer %", "kept %", "Pearson", "alignment"]
+    note = "Kept: accuracy of the last layer over that of the best. Pearson: correlation of the trained set's curve "
+    note += (
+        "with this one. Alignment: product of both accuracies above chance, at the end (Harun et al., 2024)."
+    )
+    if stated:
+        heads.append("tunnel effect")
+        note += " Tunnel effect by what is kept: from 95 % negligible, from 90 % weak, from 80 % medium, else strong."
+    return [Table("transfer", "Transfer to other sets", heads, lines, note), *charts] if lines else []
+
+
+def _last(rows: Sequence[Row], measure: str, dataset: str) -> float | None:
+    found = [r for r in rows if r.measure == measure and r.dataset == dataset and r.variant == "ridge"]
+    return max(found, key=lambda r: r.step).value if found else None
+
+
+def _kinds(rows: Sequence[Row], dataset: str | None) -> list[Line]:
+    lines = []
+    for variant, (name, color, dash) in VARIANTS.items():
+        found = curve(rows, variant=variant, dataset=dataset)
+        if np.isfinite(found.value).any():
+            lines.append(line(found, name, color, dash=dash, marker="circle"))
+    return lines
+
+
+def probes(rows: Sequence[Row]) -> list[Chart]:
+    """Other kinds and other scores of the trained set's probes."""
+    own = id_dataset(rows)
+    kinds = _kinds(rows, own)
+    charts = [
+        Chart(
+            "probes",
+            f"Probes of {own} by how they are fitted",
+            kinds,
+            y="accuracy (%)",
+            marks=marks(tunnels(rows)),
+        )
+    ]
+    scores: list[Wanted] = [
+        ("probe_accuracy", "ridge", "accuracy"),
+        ("probe_balanced_accuracy", "ridge", "balanced accuracy"),
+        ("probe_top5_accuracy", "ridge", "top-5 accuracy"),
+    ]
+    drawn = several(rows, scores, own)
+    charts.append(Chart("probe_scores", "Ridge probe by how it is scored", drawn, y="accuracy (%)"))
+    return [chart for chart in charts if len(chart.lines) > 1]
+
+
+def additions(rows: Sequence[Row]) -> list[Chart]:
+    """Probes before and after each residual addition."""
+    found = curve(rows, variant=ADDITION, dataset=id_dataset(rows))
+    after = np.array([name.rpartition(".")[2].partition("#")[0] == "add" for name in found.layer], dtype=bool)
+    if not after.any():
+        return []
+    before = found.where(np.append(after[1:], False) & ~after)
+    return [
+        Chart(
+            "additions",
+            "Before and after each residual addition",
+            [
+                line(found.where(after), "after the addition", BLUE, marker="circle"),
+                line(before, "before it", VERMILION, dash="dash", marker="square"),
+            ],
+            x="place, in execution order",
+            y="accuracy (%)",
+            note="Where a block only compresses, the sum knows no more than what went into it (Nguyen et al., 2021).",
+        )
+    ]

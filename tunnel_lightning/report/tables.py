@@ -1,0 +1,97 @@
+"""Tables of the page: every value of every layer, and what the figures rest on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tunnel_lightning.report.charts import Table
+from tunnel_lightning.report.lines import measure_name, share
+from tunnel_lightning.runs import LayerInfo, Row, id_dataset
+
+APART = (("pc1_fraction", "gram256"), ("probe_accuracy", "addition"))
+"""Measured at places of their own, not at the layers."""
+
+
+def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: bool = False) -> Table:
+    """Every layer with every measure at the last step it was measured.
+
+    Args:
+        rows: rows of one run, or of several.
+        layers: lines of ``layers.csv``, in columns of their own where there are any.
+        several_runs: whether a column says of which run a line is.
+    """
+    rows = [row for row in rows if (row.measure, row.variant) not in APART]
+    last: dict[tuple[Any, ...], int] = {}
+    for row in rows:
+        last[_kind(row)] = max(row.step, last.get(_kind(row), -1))
+    values: dict[tuple[str, int, str], dict[str, float]] = {}
+    own = id_dataset(rows)
+    columns: dict[str, None] = {}
+    for row in rows:
+        if row.step == last[_kind(row)]:
+            name = _column(row, own)
+            columns[name] = None
+            scale = 100 if share(row.measure) else 1
+            values.setdefault((row.run_id, row.index, row.layer), {})[name] = scale * row.value
+    of = {layer.name: layer for layer in layers}
+    about = [name for name in ("kind", "shape", "parameters", "flops") if layers]
+    dims = {(row.run_id, row.index, row.layer): row.dim for row in rows if row.dim}
+    lines = []
+    for place in sorted(values):
+        run_id, index, name = place
+        info = of.get(name)
+        lines.append(
+            [
+                *([run_id] if several_runs else []), index, name, dims.get(place),
+                *(getattr(info, each) if info else None for each in about),
+                *(values[place].get(column) for column in columns),
+            ]
+        )  # fmt: skip
+    heads = [*(["run"] if several_runs else []), "#", "layer", "dim", *about, *columns]
+    note = "At the last step of each measure. Layer 0 is the raw pixels; network is the network's own output."
+    return Table("all_layers", "Every measure of every layer", heads, lines, note)
+
+
+def _kind(row: Row) -> tuple[Any, ...]:
+    return (row.run_id, row.measure, row.variant, row.dataset, row.split)
+
+
+def _column(row: Row, own: str | None) -> str:
+    where = row.split if row.dataset == own else f"{row.dataset} {row.split}"
+    return f"{measure_name(row.measure, row.variant)}, {where}" + (" %" if share(row.measure) else "")
+
+
+def details(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Table]:
+    """Settings, versions, machine, the time each part took, and notes; of the analysis, else of the run."""
+    parts: list[tuple[str, str, Any]] = [
+        ("notes", "Notes", dict(enumerate(summary.get("notes") or [], 1))),
+        ("settings", "Settings", summary.get("settings") or manifest.get("taps")),
+        ("network", "Network", summary.get("network")),
+        ("versions", "Versions", summary.get("versions") or manifest.get("versions")),
+        ("machine", "Machine", summary.get("machine") or manifest.get("machine")),
+        ("seconds", "Seconds", summary.get("seconds")),
+    ]
+    return [
+        Table(key, title, ["what", "value"], [[str(k), _text(v)] for k, v in _flat(found)])
+        for key, title, found in parts
+        if isinstance(found, Mapping) and found
+    ]
+
+
+def _flat(found: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:
+    lines: list[tuple[str, Any]] = []
+    for key, value in found.items():
+        name = f"{path}.{key}" if path else str(key)
+        lines += _flat(value, name) if isinstance(value, Mapping) and value else [(name, value)]
+    return lines
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return (
+        value
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+        else str(value)
+    )
