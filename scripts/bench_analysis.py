@@ -1,7 +1,11 @@
 """What an analysis costs, side by side with what it is measured against.
 
-    python scripts/bench_analysis.py --part cka [--blocks 20]
+    python scripts/bench_analysis.py --part whole|memory|cka|logistic [--blocks 20]
 
+- whole    the streamed analysis of a ResNet-18 (moments, ranks, ridge probes, variances, collapse, CKA; default taps
+           and pooling) over the bare forward pass of the images it reads; eigenvalue and probe solving stated apart.
+- memory   the largest memory of that analysis with 10,000 and with 50,000 images, each in a process of its own.
+- logistic logistic probes of all layers, against scikit-learn layer by layer (scripts/bench_logistic.py).
 - cka      CKA of all layers of two untrained tanh networks, forward passes included, against the packages
            `torch_cka` and `pytorch-cka` where they are installed (in an environment of their own: nothing here needs
            them); and what each makes of a network whose mean dwarfs its deviation, and of a ReLU in place.
@@ -17,13 +21,22 @@ import io
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.options import STREAMED, Options
+from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.analysis.streamed import own_set
+from tunnel_lightning.analysis.subject import subject_of
+from tunnel_lightning.backbones import ResNet
 from tunnel_lightning.measures.functional.similarity import hsic_1
 from tunnel_lightning.measures.similarity import LayerSimilarity
 from tunnel_lightning.taps import Taps, TapSpec
@@ -153,7 +166,7 @@ def cells(check: Callable[..., list[float]], width: int, *args: object) -> str:
     """What a check found, or that the contender gave up."""
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return "".join(f"{value:>{width}.2g}" for value in check(*args))
+            return "".join(f"{value:>{width}.4g}" for value in check(*args))
     except AssertionError as error:
         return f"  gives up: {error}"
 
@@ -183,7 +196,7 @@ def bench_cka(options: argparse.Namespace) -> None:
         f"{options.depth} layers, n={options.batch}, d={options.width}, {options.batches} batches, two networks"
     )
     print(f"{'':<14}{'seconds':>9}{'25 %':>9}{'75 %':>9}{'/ ours':>9}{'25 %':>9}{'75 %':>9}")
-    for name, contender in contenders.items():
+    for name in contenders:
         low, middle, high = statistics.quantiles(seconds[name][1:], n=4)
         ratios = [mine / other for mine, other in zip(seconds[name][1:], seconds["ours"][1:], strict=True)]
         ratio_low, ratio, ratio_high = statistics.quantiles(ratios, n=4)
@@ -194,19 +207,93 @@ def bench_cka(options: argparse.Namespace) -> None:
     few = Batches(batches[:2])
     print(f"{'':<14}{'in place: diagonal':>20}{'untrained: diagonal':>20}{'error':>20}")
     for name, contender in list(contenders.items())[1:]:
+        found = [cells(check, 20, contender, options, few) for check in (check_in_place, check_untrained)]
+        print(f"{name:<14}", *found, sep="", flush=True)
+
+
+class Repeated(Dataset):
+    """As many images as one likes out of a few: a data set that takes no memory."""
+
+    def __init__(self, count: int) -> None:
+        self.count, generator = count, torch.Generator().manual_seed(0)
+        self.images = torch.randn(2_048, 3, 32, 32, generator=generator)
+        self.targets = [i % 10 for i in range(count)]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+        return self.images[i % len(self.images)], self.targets[i]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Tensor, int]]:
+        return [self[i] for i in indices]
+
+
+def streamed_analysis(images: int, width: int) -> Context:
+    torch.manual_seed(0)
+    own = ImageSet.from_loaders("noise", Repeated(images), Repeated(images), 10)
+    subject = subject_of(ResNet(depth=18, width=width).eval(), "ResNet-18", own)
+    return Context(subject, own, [], Options(measures=STREAMED))
+
+
+def bench_whole(options: argparse.Namespace) -> None:
+    context = streamed_analysis(options.images, options.channels)
+    print(
+        f"ResNet-18 width {options.channels}, {options.images} training and as many test images, batches of 256"
+    )
+    print(f"{'bare s':>9}{'whole s':>9}{'solving':>9}{'eigen':>9}{'ratio':>9}{'without':>9}")
+    ratios, without = [], []
+    for block in range(options.blocks + 1):
+        start = time.perf_counter()
+        with torch.no_grad():
+            for split in ("train", "test"):
+                for x, _ in context.own.batches(split):
+                    context.model(x)
+        middle = time.perf_counter()
+        context.seconds = {}
+        own_set(context)
+        whole, bare = time.perf_counter() - middle, middle - start
+        apart = sum(context.seconds.values())
+        if block:  # the first one warms up
+            ratios.append(whole / bare)
+            without.append((whole - apart) / bare)
         print(
-            f"{name:<14}",
-            *(cells(check, 20, contender, options, few) for check in (check_in_place, check_untrained)),
-            sep="",
+            f"{bare:>9.2f}{whole:>9.2f}{context.seconds['solving']:>9.2f}{context.seconds['eigenvalues']:>9.2f}"
+            f"{whole / bare:>9.3f}{(whole - apart) / bare:>9.3f}",
             flush=True,
         )
+    for name, values in (("whole", ratios), ("without solving and eigenvalues", without)):
+        low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
+        print(f"{name}: median {middle:.3f}, quartiles {low:.3f} and {high:.3f}, {len(values)} blocks")
+
+
+def bench_memory(options: argparse.Namespace) -> None:
+    peaks = []
+    for images in (10_000, 50_000):
+        code = (
+            "import sys; sys.path.insert(0, 'scripts'); import resource, bench_analysis as b; "
+            f"b.own_set(b.streamed_analysis({images}, {options.channels})); "
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout.split()[-1]) / 2**20)
+        print(f"{images:>7} training and as many test images: {peaks[-1]:.3f} GiB at the most", flush=True)
+    print(f"ratio {peaks[1] / peaks[0]:.3f}")
+
+
+def bench_logistic(options: argparse.Namespace) -> None:
+    import bench_logistic  # of the same folder
+
+    bench_logistic.main(["--blocks", str(options.blocks)])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=["cka"], nargs="+", default=["cka"])
+    parser.add_argument("--part", choices=["whole", "memory", "cka", "logistic"], nargs="+", default=["cka"])
+    parser.add_argument("--images", type=int, default=10_000, help="of each split, for `whole`")
+    parser.add_argument("--channels", type=int, default=64, help="of the ResNet's first stage")
     parser.add_argument("--blocks", type=int, default=20, help="turns of each contender that count")
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--width", type=int, default=512)
@@ -218,7 +305,9 @@ def main() -> None:
         f"torch {torch.__version__}, {torch.get_num_threads()} of {os.cpu_count()} cores, {platform.machine()}"
     )
     for part in options.part:
-        {"cka": bench_cka}[part](options)
+        {"whole": bench_whole, "memory": bench_memory, "cka": bench_cka, "logistic": bench_logistic}[part](
+            options
+        )
 
 
 if __name__ == "__main__":

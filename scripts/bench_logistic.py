@@ -99,7 +99,7 @@ def bench(options: argparse.Namespace) -> list[float]:
     return ratios
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--penalty", type=float, default=1e-3)
     parser.add_argument("--tol", type=float, default=1e-4)
     parser.add_argument("--relu", action=argparse.BooleanOptionalAction, default=True)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     warnings.filterwarnings("ignore")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     bench(options)

@@ -1,25 +1,16 @@
 """TensorBoard's own page, opened in a real browser: the charts, the pictures and the table are there to be seen."""
 
-import json
 import math
-import os
-import shutil
-import signal
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
-from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+from browser import MISSING, ask, chromium, server, until
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from tunnel_lightning.callbacks.publish import Publisher
 from tunnel_lightning.runs import Row
 
-MISSING = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(bool(MISSING), reason=f"no {' and no '.join(MISSING)} on the PATH"),
@@ -27,7 +18,6 @@ pytestmark = [
 
 LAYERS = ["conv1", "relu#1", "relu#2", "fc"]
 STEPS = [0, 10, 20, 30]
-PATIENCE = 20  # seconds
 
 # Everything on the page: TensorBoard hides most of it in nested shadow roots.
 ALL = """
@@ -57,56 +47,6 @@ def profile_at(step):
             row(layer, index, "rank_cov", "rtol=1e-3", math.nan if index == 4 and step else 10.0 * index),
         ]
     return rows
-
-
-def ask(url, method="GET", body=None):
-    """JSON from a server on this machine, past any proxy."""
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-        return json.load(answer)
-
-
-@contextmanager
-def server(command, path):
-    """Start a server on a free port, wait until it answers at ``path``, end it and all it started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(
-        [*command, f"--port={port}"], stdout=quiet, stderr=quiet, start_new_session=True
-    )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        until(
-            lambda: answers(f"{address}{path}") or process.poll() is not None, f"{command[0]} does not start"
-        )
-        assert process.poll() is None, f"{command[0]} ended with {process.returncode}"
-        yield address
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def answers(url):
-    try:
-        return ask(url) is not None
-    except (OSError, ValueError):
-        return False
-
-
-def until(done, otherwise):
-    """Wait for a true value and return it."""
-    end = time.monotonic() + PATIENCE
-    while not (value := done()):
-        assert time.monotonic() < end, otherwise() if callable(otherwise) else otherwise
-        time.sleep(0.2)
-    return value
 
 
 class Page:
@@ -157,22 +97,8 @@ def page(tmp_path_factory):
         "--host",
         "127.0.0.1",
     ]
-    options = [
-        *("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "no-proxy-server"),
-        *("disable-background-networking", "disable-component-update", "disable-sync"),
-        *(f"user-data-dir={path / 'browser'}", "window-size=1600,1400"),
-    ]
-    chrome = {"binary": shutil.which("chromium"), "args": [f"--{option}" for option in options]}
-    with (
-        server(tensorboard, "/data/runs") as address,
-        server([shutil.which("chromedriver")], "/status") as driver,
-    ):
-        wish = {"capabilities": {"alwaysMatch": {"goog:chromeOptions": chrome}}}
-        session = f"{driver}/session/{ask(f'{driver}/session', 'POST', wish)['value']['sessionId']}"
-        try:
-            yield Page(session, address)
-        finally:
-            ask(session, "DELETE")
+    with server(tensorboard, "/data/runs") as address, chromium(path / "browser") as session:
+        yield Page(session, address)
 
 
 def test_the_layers_of_a_measure_are_lines_of_one_chart(page):

@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from scipy.special import rel_entr, softmax
 
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.analysis import findings
@@ -15,6 +16,7 @@ from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.compare import command, compare
 from tunnel_lightning.analysis.findings import along_depth
 from tunnel_lightning.analysis.subject import load_run_subject
+from tunnel_lightning.analysis.together import gather
 from tunnel_lightning.data import Digits
 from tunnel_lightning.runs import RunError, load_comparison, load_run, write_analysis
 from tunnel_lightning.taps import TapSpec
@@ -124,11 +126,25 @@ def test_each_network_sees_the_images_its_own_way(runs, three):
         assert each["accuracy"]["low"] < each["accuracy"]["value"] < each["accuracy"]["high"]
 
 
+def test_each_network_sees_pixels_as_it_was_trained_on_them(runs):
+    members = gather([runs["one"], runs["deep"], runs["five"]])
+    pixels, norms = [], []
+    for member in members:
+        own = load_run_subject(member.subject.run, ood=[]).data
+        x = next(iter(member.images.batches("test", 8)))[0]
+        assert x.shape[1:] == own.input_shape
+        norms.append((own.mean, own.std))
+        pixels.append(x * own.std[0] + own.mean[0])
+    assert norms[0] == norms[1] != norms[2]
+    torch.testing.assert_close(pixels[0], pixels[2])
+
+
 def test_pairs(runs, three):
-    answers = [np.concatenate([s for _, s in features(runs[name])]).argmax(1) for name in ("one", "deep")]
-    assert column(three, "Pairs of networks", "agreement %")[1] == pytest.approx(
-        100 * np.mean(answers[0] == answers[1])
-    )
+    scores = [np.concatenate([s for _, s in features(runs[name])]) for name in ("one", "deep")]
+    expected = 100 * np.mean(scores[0].argmax(1) == scores[1].argmax(1))
+    assert column(three, "Pairs of networks", "agreement %")[1] == pytest.approx(expected)
+    kl = rel_entr(*(softmax(each.astype(float), 1) for each in scores)).sum(1).mean()
+    assert column(three, "Pairs of networks", "KL(first, second)")[1] == pytest.approx(kl, rel=1e-4)
     cka = part(three, "mlp/version_0", "mlp/version_1")
     assert column(three, "Pairs of networks", "mean CKA along depth")[0] == pytest.approx(np.diag(cka).mean())
     assert column(three, "Pairs of networks", "CKA of the last layers")[0] == pytest.approx(cka[-1, -1])
@@ -291,10 +307,19 @@ def test_nothing_half_written_remains(runs, tmp_path, monkeypatch):
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr("tunnel_lightning.report.write_report", full)
+    monkeypatch.setattr("tunnel_lightning.analysis.compare.write_arrays", full)
     with pytest.raises(OSError, match="no space"):
         compare([runs["one"], runs["two"]], device="cpu", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_comparison_is_replaced_finished_or_not(runs, tmp_path):
+    pair = [runs["one"], runs["two"]]
+    for images in (64, 128):
+        found = compare(pair, images=images, device="cpu", out=tmp_path)
+        assert len(found.per_image["a"]) == found.summary["images"] == images
+    (tmp_path / "comparison.json").unlink()
+    assert compare(pair, device="cpu", out=tmp_path).summary["images"] == 359
 
 
 def test_command_line(runs, capsys):

@@ -18,7 +18,8 @@ def config(depth, seed, name="run", **more):
         "seed_everything": seed,
         "name": name,
         "runs": f"somewhere/{seed}",
-        "monitor": {"taps": {"seed": seed}},
+        "monitor": {"taps": {"layers": f"kind {seed}"}},
+        "data": {"class_path": "Digits", "init_args": {"seed": seed}},
         "model": {
             "backbone": {"class_path": "tunnel_lightning.backbones.MLP", "init_args": {"depth": depth}}
         },

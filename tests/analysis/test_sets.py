@@ -207,6 +207,11 @@ def test_processes_share_whole_batches(world):
         assert shares[number % world][number // world] == batch
 
 
+def test_a_set_without_images_is_refused():
+    with pytest.raises(ValueError, match="Plain has no training images"):
+        plain(numbered(0)).image_shape  # noqa: B018
+
+
 def test_equal_names_are_told_apart():
     sets = [ImageSet.of(Digits()), plain(numbered()), ImageSet.of(Digits()), ImageSet.of(Digits())]
     found = distinct(sets)
@@ -220,6 +225,7 @@ def test_readers_leave_the_random_state_alone():
     state = torch.get_rng_state()
     images.labels("train")
     assert images.image_shape == (1, 8, 8)
+    gather(plain(numbered()).batches("train"))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -165,3 +165,12 @@ def test_accuracy_of_a_head_by_another_name() -> None:
     probe = ProbeAccuracy(LinearHead(torch.eye(2), torch.zeros(2)), "fit means", measure="ncm_accuracy")
     probe.update(torch.eye(2), torch.tensor([0, 0]))
     assert values(probe) == {("ncm_accuracy", "fit means"): 0.5}
+
+
+def test_rankme_of_few_samples() -> None:
+    x = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)) + 1
+    measure = MomentMeasures(4, 1, which=["rankme"])
+    measure.update(x, torch.zeros(5, dtype=torch.long))
+    p = np.linalg.svd(x.double().numpy(), compute_uv=False)
+    p = p / p.sum() + 1e-7
+    assert values(measure)["rankme", "raw"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)

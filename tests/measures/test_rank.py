@@ -7,6 +7,7 @@ import torch
 
 from tunnel_lightning.measures import (
     effective_rank,
+    eigenvalue_pair,
     eigenvalues,
     numerical_rank,
     participation_ratio,
@@ -75,3 +76,28 @@ def test_rank_of_zero_and_of_nan() -> None:
 def test_needs_one_of_matrix_and_eigenvalues() -> None:
     with pytest.raises(ValueError, match="either"):
         numerical_rank()
+
+
+@pytest.mark.parametrize("dim", [1, 2, 3, 100])
+@pytest.mark.parametrize("along", ["anywhere", "an axis", "zero"])
+def test_eigenvalues_before_and_after_a_rank_one_update(dim: int, along: str) -> None:
+    rng = np.random.default_rng(dim)
+    matrix = planted(np.geomspace(1, 1e-9, dim), dim)
+    vector = {"anywhere": rng.standard_normal(dim), "an axis": -3 * np.eye(dim)[0], "zero": np.zeros(dim)}[
+        along
+    ]
+    given = torch.from_numpy(matrix), torch.from_numpy(vector)
+    before, after = eigenvalue_pair(*given)
+    updated = matrix + np.outer(vector, vector)
+    assert before.dtype == after.dtype == torch.float64
+    np.testing.assert_allclose(before, np.linalg.eigvalsh(matrix), atol=1e-14)
+    np.testing.assert_allclose(after, np.linalg.eigvalsh(updated), atol=1e-14 * np.linalg.norm(updated))
+    np.testing.assert_array_equal(given[0], matrix)  # what was given is left alone
+    np.testing.assert_array_equal(given[1], vector)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_eigenvalues_of_what_is_not_finite(bad: float) -> None:
+    eye, ones = torch.eye(3), torch.ones(3)
+    assert all(part.isnan().all() for part in eigenvalue_pair(eye * bad, ones))
+    assert all(part.isnan().all() for part in eigenvalue_pair(eye, ones * bad)[1:])

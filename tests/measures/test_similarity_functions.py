@@ -133,8 +133,8 @@ def test_a_mean_that_dwarfs_the_deviation() -> None:
     assert linear_cka(a, b).item() == pytest.approx(exact, rel=1e-9)
 
 
-@pytest.mark.parametrize("n", [20, 5])
-@pytest.mark.parametrize("value", [0.0, 0.1, 1e6, torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [23, 20, 5])
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.3, 1e6, torch.nan, torch.inf])
 def test_constant_and_broken_features_are_nan(n: int, value: float) -> None:
     x = torch.randn(n, 8, generator=torch.Generator().manual_seed(0))
     for sick in (torch.full((n, 6), value), torch.full((n, 6), value, dtype=torch.float64)):
@@ -149,6 +149,14 @@ def test_constant_and_broken_features_are_nan(n: int, value: float) -> None:
     partly[0, 0] = torch.nan
     assert linear_cka(partly, x).isnan()
     assert svcca(partly, x).isnan()
+
+
+def test_images_all_equally_far_apart_resemble_nothing() -> None:
+    """Their unbiased HSIC with themselves is zero, and what a computer makes of it is rounding."""
+    x = 3.3 * rotation(20)
+    assert linear_cka(x, x).isnan()
+    assert rbf_cka(x, torch.eye(20)).isnan()
+    assert linear_cka(x, x, unbiased=False).item() == pytest.approx(1)
 
 
 def test_rounding_is_not_signal() -> None:

@@ -185,7 +185,7 @@ def analysis_rows(shape=MLP, step=420, run_id=None, shift=0.0):
             )
         )
     for k in range(6):
-        place = at._replace(measure="probe_accuracy", variant="addition", se=0.01)
+        place = at._replace(measure="probe_accuracy", variant="ridge@addition", se=0.01)
         before = 0.3 + 0.04 * k
         rows.append(place._replace(layer=f"stages.{k}.norm2", index=2 * k + 1, value=before))
         rows.append(place._replace(layer=f"stages.{k}.add", index=2 * k + 2, value=before + 0.1))
@@ -224,7 +224,7 @@ def make_analysis(folder, shape=MLP):
     summary = {
         "run_id": shape["name"],
         "title": "MLP <b>12 x 256</b> & friends",
-        "network": {"name": "MLP", "config": {"depth": 12, "width": 256}, "parameters": 790_298, "layers": 12, "flops": 1_580_000},
+        "network": {"name": "MLP", "config": {"depth": 12, "width": 256}, "parameters": 790_298, "layers": 12},
         "checkpoint": "checkpoints/best.ckpt",
         "step": 420,
         "epoch": 6,
@@ -232,7 +232,7 @@ def make_analysis(folder, shape=MLP):
         "transfer": {"Digits": {"strength": "strong"}, "Fashion": {"strength": "strong"}},
         "blocks": {
             "map": "cka_all", "threshold": 0.9,
-            "found": [{"start": outputs[12], "end": outputs[-1], "start_index": 13, "end_index": 24, "size": 12, "min_cka": 0.91}],
+            "found": [{"start": outputs[12], "end": outputs[-1], "start_index": 13, "end_index": 24, "size": 12}],
         },
         "settings": {"pool": "2x2", "alpha": 0.01, "fit_images": 10_000, "datasets": ["Glyphs", "Digits", "Fashion"]},
         "versions": {"python": "3.11.4", "torch": "2.11.0"},
@@ -280,9 +280,11 @@ def compared(tmp_path_factory):
         "schema": 1,
         "title": "mlp against resnet",
         "runs": [
-            {"run_id": i, "path": f"runs/{i}", "group": "ab"[k // 2], "accuracy": {"value": 0.5 + 0.1 * k, "n": 2000}}
+            {"run_id": i, "group": "ab"[k // 2], "accuracy": {"value": 0.5 + 0.1 * k, "n": 2000},
+             "blocks": [{"start": "stem.conv", "end": "stages.0.2.conv2"}] if k == 2 else []}
             for k, i in enumerate(ids)
         ],
+        "blocks": {"map": "cka", "threshold": 0.9},
         "groups": [
             {"key": "a", "name": "mlp", "run_ids": ids[:2]},
             {"key": "b", "name": "resnet & more", "run_ids": ids[2:]},

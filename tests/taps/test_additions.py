@@ -181,13 +181,14 @@ def test_what_is_no_residual_addition():
         def __init__(self):
             super().__init__()
             self.a, self.b, self.fc = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 2)
-            self.position = nn.Parameter(torch.ones(1, 4))
+            self.position, self.flat = nn.Parameter(torch.ones(1, 4)), nn.Flatten(0)
 
         def forward(self, x):
             y = self.a(x) + self.position  # other shapes
             y = y + 1
             z = y * 2 + y.square()  # no module's output
             weight = self.a.weight + self.b.weight
+            self.flat(self.a(x)) + self.flat(self.b(x))  # one number an image
             return self.fc(z @ weight[:, :4].T)
 
     with pytest.raises(ValueError, match="'addition' finds no residual addition in Net; choose another kind"):
@@ -214,6 +215,35 @@ def test_a_branch_that_ends_in_a_gate_and_one_that_no_module_put_out():
     )
     # The middle block's sum has no branch to go with; its input, put out by the block before, is none.
     assert names(model, x) == ["1.se", "1.add", "3.se", "3.add"]
+
+
+def test_a_sum_in_place_is_no_branch_any_more():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Linear(6, 4), nn.Linear(6, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            y = self.a(x)
+            y += self.b(x)
+            return self.fc(y + torch.ones_like(y))
+
+    assert names(Net(), torch.randn(3, 6)) == ["b", "add"]
+
+
+def test_a_sum_is_read_as_its_branch_is():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.conv, self.fc = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 2)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.fc((x + self.conv(x)).mean((2, 3)))
+
+    # Sizes alone would say 8 x 8 cells of 4 channels.
+    taps = tap(Net(), torch.randn(2, 3, 8, 4), "addition", pool="avg")
+    assert [(t.name, t.dim) for t in taps.layers] == [("conv", 8), ("add", 8)]
 
 
 def test_a_plain_network_is_one_sentence():

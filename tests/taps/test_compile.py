@@ -148,3 +148,19 @@ def test_blocks_compiled_one_by_one():
         assert list(features) == ["0.0", "1.0", "2.0"]
         for name in expected:
             torch.testing.assert_close(features[name], expected[name])
+
+
+def test_gram_under_compile_equals_eager():
+    torch.manual_seed(0)
+    model, x = Net().eval(), torch.randn(5, 3, 8, 8)
+    taps = Taps(model, TapSpec(["default", "relu"], "gram"))
+    taps.dry_run(x)
+    model.compile(backend="eager")
+    with torch.no_grad():
+        taps.arm()
+        model(x)
+        compiled = taps.take()
+        with torch.compiler.set_stance("force_eager"):
+            model(x)
+        for name, products in taps.take().items():
+            torch.testing.assert_close(compiled[name], products)

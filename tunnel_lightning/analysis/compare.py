@@ -52,7 +52,6 @@ from tunnel_lightning.runs.comparison import (
     COMPARISON_SCHEMA,
     PREDICTIONS_FILE,
     Comparison,
-    is_comparison,
     load_comparison,
 )
 from tunnel_lightning.runs.files import atomic
@@ -110,6 +109,8 @@ def compare(
         ValueError: runs that can't be read or shown the images, groups of networks with different classes, or
             more memory needed than allowed.
     """
+    from tunnel_lightning.report import write_report  # plotly takes a while to import
+
     start = time.perf_counter()
     for name, value in (("images", images), ("batch_size", batch_size)):
         if value is not None and value < 4:
@@ -162,6 +163,7 @@ def compare(
     }
     folder = Path(out) if out is not None else _next_folder(members[0])
     _write(folder, summary, rows, maps, found.predictions)
+    write_report(folder)
     return load_comparison(folder)
 
 
@@ -208,8 +210,12 @@ def _profiles(members: Sequence[Member]) -> tuple[list[Row], list[str]]:
     return rows, [f"{', '.join(names)}: {said}" for said, names in notes.items() if names]
 
 
+_FILES = (COMPARISON_FILE, PROFILE_FILE, SIMILARITY_FILE, PREDICTIONS_FILE, "report.html", "figures")
+
+
 def _check_out(out: Path) -> None:
-    if out.exists() and not is_comparison(out) and (not out.is_dir() or any(out.iterdir())):
+    """Refuse a folder with other files; one of an earlier comparison, finished or not, is replaced."""
+    if out.exists() and not (out.is_dir() and all(path.name in _FILES for path in out.iterdir())):
         raise RunError(f"{out} holds something else than a comparison: give --out a new folder.")
 
 
@@ -226,8 +232,6 @@ def _write(
     predictions: Predictions | None,
 ) -> None:
     """Write the comparison; its summary comes last, so a folder with one is complete."""
-    from tunnel_lightning.report import write_report
-
     fresh = not folder.exists() or not any(folder.iterdir())
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +249,6 @@ def _write(
         with atomic(folder / COMPARISON_FILE) as file:
             json.dump(plain(summary), file, indent=1, allow_nan=False)
             file.write("\n")
-        write_report(folder)
     except BaseException:
         if fresh:
             shutil.rmtree(folder, ignore_errors=True)

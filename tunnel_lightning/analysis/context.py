@@ -121,7 +121,7 @@ class Context:
             yield batch
         self.progress(what, total if total else done, total)
 
-    def groups(self, nbytes: Callable[[int], int], taps: Taps | None = None) -> list[set[str]]:
+    def groups(self, nbytes: Callable[[int], int], taps: Taps | None = None) -> list[list[str]]:
         """The layers, the raw pixels first, in groups whose states fit into the memory limit together.
 
         Raises:
@@ -129,7 +129,7 @@ class Context:
         """
         taps = taps or self.taps
         places = [taps.input, *taps.layers] if taps is self.taps else taps.layers
-        return [set(group) for group in groups({t.name: t.dim for t in places}, nbytes, self.options.memory)]
+        return groups({t.name: t.dim for t in places}, nbytes, self.options.memory)
 
     def rows(self, states: States, images: ImageSet, split: str, taps: Taps | None = None) -> list[Row]:
         """The table's rows of what a pass measured."""
@@ -157,6 +157,6 @@ class Context:
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
 
 
-def of(group: set[str], make: Callable[[Tap], Measure]) -> Factory:
+def of(group: Sequence[str], make: Callable[[Tap], Measure]) -> Factory:
     """The factory ``make``, for the layers of a group alone."""
     return lambda tap: make(tap) if tap.name in group else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -88,7 +88,7 @@ def limit_of(context: Context, split: str) -> int:
     return min(options.sample, asked or options.sample)
 
 
-def hold(context: Context, images: ImageSet, group: set[str], split: str) -> FeatureSample:
+def hold(context: Context, images: ImageSet, group: Sequence[str], split: str) -> FeatureSample:
     """The features of a group of layers, from one pass over a sample."""
     limit = limit_of(context, split)
     sample = FeatureSample(images.size(split, limit), context.options.memory)

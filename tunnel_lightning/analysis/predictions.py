@@ -28,7 +28,9 @@ Table = dict[str, Any]
 """A table of the page: ``{"title", "columns", "rows", "note"}``."""
 
 # What does not say of which kind a network is: where it lies, how it was watched, and the luck of the draw.
-_APART = frozenset(("name", "runs", "monitor", "seed_everything", "ckpt_path", "trainer.default_root_dir"))
+_APART = frozenset(
+    ("name", "runs", "keep_every", "monitor", "seed_everything", "ckpt_path", "trainer.default_root_dir")
+)
 
 
 class Group(NamedTuple):

@@ -108,7 +108,8 @@ class ImageSet:
     @classmethod
     def _complete(cls, made: ImageSet, num_classes: int | None, names: Sequence[str] | None) -> ImageSet:
         if num_classes is None:
-            made.num_classes = 1 + int(made.labels("train").max())
+            labels = made.labels("train")
+            made.num_classes = 1 + int(labels.max()) if len(labels) else 0
         else:
             made.num_classes = int(num_classes)
         fits = names is not None and len(names) == made.num_classes
@@ -124,7 +125,9 @@ class ImageSet:
     def example(self) -> Tensor:
         """Two training images, float ``[2, C, H, W]``."""
         with untouched_rng():
-            return next(iter(self.batches("train", 2)))[0]
+            for x, _ in self.batches("train", 2):
+                return x
+        raise ValueError(f"{self.name} has no training images: give other data")
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -306,7 +309,7 @@ def _listed_labels(dataset: Any) -> Tensor | None:
     """The labels int64 ``[N]`` that a data set keeps in a list, or None where reading an image tells."""
     if isinstance(dataset, Subset):
         labels = _listed_labels(dataset.dataset)
-        return None if labels is None else labels[torch.as_tensor(dataset.indices)]
+        return None if labels is None else labels[torch.as_tensor(dataset.indices, dtype=torch.int64)]
     if isinstance(dataset, TensorDataset):
         found = dataset.tensors[1] if len(dataset.tensors) > 1 else None
     elif getattr(dataset, "target_transform", None) is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch.distributed as dist
 from torch import Tensor
 
 from tunnel_lightning.analysis.context import Context, of
@@ -39,16 +40,16 @@ from tunnel_lightning.taps import Tap, Taps
 class Only:
     """Shows an observer some of the layers."""
 
-    names: set[str]
+    names: Sequence[str]
     observer: Observer
 
     def update(self, features: Mapping[str, Tensor], target: Tensor, output: Tensor | None) -> None:
         """Add a batch, of these layers."""
         self.observer.update({k: v for k, v in features.items() if k in self.names}, target, output)
 
-    def all_reduce(self) -> None:
+    def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum over processes."""
-        self.observer.all_reduce()
+        self.observer.all_reduce(group)
 
 
 @dataclass
@@ -121,7 +122,11 @@ def other_set(context: Context, images: ImageSet) -> Part:
 
 
 def fit(
-    context: Context, images: ImageSet, group: set[str], collapse: tuple[str, ...], taps: Taps | None = None
+    context: Context,
+    images: ImageSet,
+    group: Sequence[str],
+    collapse: tuple[str, ...],
+    taps: Taps | None = None,
 ) -> Fitted:
     """Probes of a group of layers from one pass over the training images.
 
@@ -130,7 +135,8 @@ def fit(
     taps, options = taps or context.taps, context.options
     count = images.size("train", options.fit_images)
     dims = {tap.name: tap.dim for tap in [taps.input, *taps.layers] if tap.name in group}
-    dual = {name for name, dim in dims.items() if dim > count}
+    dual = [name for name, dim in dims.items() if dim > count]
+    primal = [name for name in dims if name not in dual]
     if not options.wants("ridge", "additions") and not collapse:
         return Fitted()
     sample = FeatureSample(count, options.memory)
@@ -138,7 +144,7 @@ def fit(
         images,
         "train",
         options.fit_images,
-        [of(group - dual, lambda tap: MomentMeasures(tap.dim, images.num_classes, collapse))],
+        [of(primal, lambda tap: MomentMeasures(tap.dim, images.num_classes, collapse))],
         [Only(dual, sample)] if dual else [],
         taps,
     )

@@ -63,8 +63,8 @@ def summarise(
     n = next((r.n for r in at if r.layer == NETWORK and r.measure == "accuracy" and r.dataset == own.name), 0)
     low, high = wilson(accuracy, n)
     rank = curve(at, "rank_cov", "rtol=1e-3", own.name).layers_only()
-    transfer = {images.name: _transfer(at, images.name, subject.step) for images in context.others}
-    transfer = {name: found for name, found in transfer.items() if found}
+    measured = {images.name: _transfer(at, images.name, subject.step) for images in context.others}
+    transfer = {name: found for name, found in measured.items() if found}
     retained = [found["retained"] for found in transfer.values() if math.isfinite(found["retained"])]
     mean = sum(retained) / len(retained) if retained else math.nan
     return {

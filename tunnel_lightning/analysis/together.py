@@ -191,7 +191,7 @@ def see(
                 finally:
                     member.taps.disarm()
                 if i in answers:
-                    answers[i].append(output.double().log_softmax(1).float())
+                    answers[i].append(output.float().log_softmax(1))
             similarity.update(features)
             target.append(batch[0][1].cpu())
             if progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -36,7 +37,7 @@ class L1Change:
     def __init__(self, layers: Sequence[Tap]) -> None:
         self.pairs = [
             (a.name, b.name)
-            for a, b in zip(layers, layers[1:], strict=False)
+            for a, b in pairwise(layers)
             if (a.shape, a.dim) == (b.shape, b.dim)
         ]
         self._sums: Tensor | None = None  # [pairs, 3]: change, size, images

@@ -18,8 +18,8 @@ from tunnel_lightning.measures.similarity import (
     check_shapes,
 )
 
-# A block of 8 vectors and its images under the 1st to 7th power of the matrix: 64 directions to choose from.
-KRYLOV_BLOCK, KRYLOV_DEPTH = 8, 8
+# Steps after which the residual is looked at, and how small it must be, as a share of the eigenvalue.
+STEPS = 20
 RESIDUAL = 1e-7
 
 
@@ -49,40 +49,45 @@ class Components(NamedTuple):
 def first_component(grams: Tensor) -> tuple[Tensor, Tensor]:
     """Largest eigenvalue and its eigenvector of many Gram matrices at once.
 
-    Randomised block Krylov (Musco & Musco, NeurIPS 2015, algorithm 2): a tenth of the work of all eigenvalues at 256
-    images. Matrices whose residual is then above 1e-7 of the eigenvalue, as of features without a direction of their
-    own, get the full decomposition.
+    Lanczos with full orthogonalisation (Golub & Van Loan, Matrix Computations, section 10.3), a third of the work of
+    all eigenvalues at 256 images. Matrices whose residual is then above 1e-7 of the eigenvalue, as of features
+    without a direction of their own, get the full decomposition.
 
     Args:
         grams: ``[L, N, N]`` symmetric and positive, finite, float64.
 
     Returns:
-        Eigenvalues ``[L]`` and unit vectors ``[L, N]``, of either sign.
+        Eigenvalues ``[L]`` and unit vectors ``[L, N]``, of either sign; zero for a zero matrix.
 
     Example:
         >>> value, vector = first_component(torch.diag(torch.tensor([1.0, 3.0])).double()[None])
         >>> value, vector.abs()
         (tensor([3.], dtype=torch.float64), tensor([[0., 1.]], dtype=torch.float64))
     """
-    n = grams.shape[-1]
-    if n <= KRYLOV_BLOCK * KRYLOV_DEPTH:
+    layers, n, _ = grams.shape
+    if n <= STEPS:
         values, vectors = torch.linalg.eigh(grams)
         return values[:, -1], vectors[:, :, -1]
     # Drawn from a generator of its own: no random state moves.
-    start = torch.randn(n, KRYLOV_BLOCK, generator=torch.Generator().manual_seed(0), dtype=grams.dtype)
-    power = grams @ start.to(grams.device)
-    powers = []
-    for _ in range(KRYLOV_DEPTH):
-        power = torch.linalg.qr(power).Q
-        powers.append(power)
-        power = grams @ power
-    basis = torch.linalg.qr(torch.cat(powers, 2)).Q
-    image = grams @ basis
-    inner = basis.mT @ image
-    values, vectors = torch.linalg.eigh((inner + inner.mT) / 2)
-    value, choice = values[:, -1], vectors[:, :, -1:]
-    vector = (basis @ choice)[:, :, 0]
-    residual = torch.linalg.vector_norm((image @ choice)[:, :, 0] - value[:, None] * vector, dim=1)
+    start = torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=grams.dtype).to(grams.device)
+    step = (start / torch.linalg.vector_norm(start)).expand(layers, n)[..., None]
+    nothing = torch.finfo(grams.dtype).eps * n * grams.diagonal(dim1=1, dim2=2).sum(1)[:, None, None]
+    basis, inner = grams.new_zeros(layers, n, STEPS), grams.new_zeros(layers, STEPS, STEPS)
+    for i in range(STEPS):
+        basis[:, :, i : i + 1] = step
+        known = basis[:, :, : i + 1]
+        step = grams @ step
+        share = known.mT @ step
+        inner[:, i, : i + 1] = share[..., 0]
+        step = step - known @ share
+        step = step - known @ (known.mT @ step)
+        size = torch.linalg.vector_norm(step, dim=1, keepdim=True)
+        # Nothing is left where the steps so far span all that the matrix does.
+        step = (step / size).where(size > nothing, 0)
+    values, vectors = torch.linalg.eigh(inner)
+    value, vector = values[:, -1], basis @ vectors[:, :, -1:]
+    residual = torch.linalg.vector_norm(grams @ vector - value[:, None, None] * vector, dim=(1, 2))
+    vector = vector[..., 0]
     rough = residual > RESIDUAL * value
     if rough.any():
         values, vectors = torch.linalg.eigh(grams[rough])
@@ -173,6 +178,7 @@ class FirstComponents:
         value, vector = value.where(usable, torch.nan), vector.where(usable[:, None], torch.nan)
         fraction = value / trace
         cosine = (vector @ vector.T).abs()
+        cosine.diagonal().round_()  # 1, but for rounding
         self._first.add(
             grams.names,
             fraction=fraction,

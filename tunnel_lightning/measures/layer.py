@@ -15,6 +15,7 @@ from tunnel_lightning.measures.functional import (
     cdnv,
     class_variances,
     effective_rank,
+    eigenvalue_pair,
     eigenvalues,
     nc1,
     nc2,
@@ -59,8 +60,7 @@ class MomentMeasures:
         num_classes: C.
         which: measures to give, of ``RANKS``, ``VARIANCES``, ``COLLAPSE`` and ``"pc1_fraction"``, the share
             of the variance along the first principal component (Nguyen, Raghu & Kornblith, ICLR 2021,
-            section 5; exact, ``sigma_1^2 / sum sigma^2``). Leaving out ``rankme`` saves the second of two
-            eigenvalue decompositions: its moment is not centred. ``nc3`` solves for the ridge probe of these
+            section 5; exact, ``sigma_1^2 / sum sigma^2``). ``nc3`` solves for the ridge probe of these
             very samples.
         device: as in :class:`Moments`.
         alpha: that probe's penalty.
@@ -131,9 +131,14 @@ class MomentMeasures:
     def _compute(self) -> list[Value]:
         moments, wanted = self.moments, set(self.which)
         found: list[tuple[str, str, Tensor]] = []
-        covariance = None
         if wanted & {*RANKS, "pc1_fraction"}:
-            covariance = eigenvalues(moments.covariance)
+            raw = None
+            if "rankme" in wanted:
+                # N / (N - 1) E[x x^T] is the covariance plus an outer product; RankMe does not mind the factor.
+                share = moments.n / max(moments.n - 1, 1)
+                covariance, raw = eigenvalue_pair(moments.covariance, moments.mean * math.sqrt(share))
+            else:
+                covariance = eigenvalues(moments.covariance)
             self._spectrum = covariance.flip(0).clamp(min=0)
             found += [
                 ("rank_cov", "rtol=1e-3", numerical_rank(eigenvalues=covariance)),
@@ -143,13 +148,11 @@ class MomentMeasures:
                 ("participation_ratio", "cov", participation_ratio(eigenvalues=covariance)),
                 ("pc1_fraction", "cov", 1 / stable_rank(eigenvalues=covariance)),
             ]
-        if "rankme" in wanted:
-            assert covariance is not None
-            raw = eigenvalues(moments.second_moment)
-            # The float32 product's rounding, some 1e-8 of the largest variance, would be an eigenvalue for
-            # every unused dimension, and RankMe takes its root: below that there is nothing to count.
-            noise = torch.finfo(torch.float32).eps / 2 * covariance.max()
-            found.append(("rankme", "raw", rankme(eigenvalues=raw.where(~(raw < noise), 0))))
+            if raw is not None:
+                # The float32 product's rounding, some 1e-8 of the largest variance, would be an eigenvalue for
+                # every unused dimension, and RankMe takes its root: below that there is nothing to count.
+                noise = torch.finfo(torch.float32).eps / 2 * covariance.max()
+                found.append(("rankme", "raw", rankme(eigenvalues=raw.where(~(raw < noise), 0))))
         if wanted & {*VARIANCES, *COLLAPSE}:
             found += self._of_classes(wanted)
         found = [item for item in found if item[0] in wanted]

@@ -173,8 +173,9 @@ class _Heads:
         """By layer, in float64."""
         found = {}
         for i, (name, layer) in enumerate(self.features.items()):
+            num_classes, dim = self.weight.shape[1:]
             head = LinearHead(self.weight[i].detach().double(), self.bias[i].detach().double())
             finite = torch.isfinite(head.weight).all() & torch.isfinite(head.bias).all()
             varies = (layer.amax(0) != layer.amin(0)).any()
-            found[name] = head if finite & varies else nan_head(*head.weight.shape, layer.device)
+            found[name] = head if finite & varies else nan_head(num_classes, dim, layer.device)
         return found

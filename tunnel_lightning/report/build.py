@@ -10,7 +10,7 @@ from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_
 from tunnel_lightning.report.page import html
 from tunnel_lightning.report.sections import page_of_run, read_source
 from tunnel_lightning.report.static import FORMATS, write_figures
-from tunnel_lightning.runs import RunError, analysis_folder, is_comparison, load_comparison
+from tunnel_lightning.runs import RunError, analysis_folder, curve, is_comparison, load_comparison
 from tunnel_lightning.runs.files import atomic
 
 REPORT_FILE = "report.html"
@@ -38,6 +38,15 @@ def write_report(
     Raises:
         RunError: a folder is none of these, a file in it can't be read, or there is nothing to show.
         ValueError: no folders, or an unknown format.
+
+    Example:
+        >>> import tempfile
+        >>> from tunnel_lightning.runs import ProfileTable, Row
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> row = Row("mlp/version_0", 9, 1, -1, "val", "Glyphs", "l1", 1, "rank_cov", "rtol=1e-3", 12.0)
+        >>> ProfileTable(folder / "profile.csv").append([row, row._replace(layer="l2", index=2, value=5.0)])
+        >>> write_report(folder).name
+        'report.html'
     """
     places = [Path(each) for each in ([folders] if isinstance(folders, str | Path) else folders)]
     if not places:
@@ -67,15 +76,13 @@ def _page(places: list[Path]) -> tuple[Page, Path]:
     sources = [read_source(place) for place in places]
     if len(ids := {source.run_id for source in sources}) < len(sources):
         raise RunError(f"The {len(sources)} folders are of {len(ids)} runs: give each run once.")
-    # runs of one name are the same network with other seeds, unless their layers say otherwise
-    kind = {
-        source.run_id: (source.run_id.partition("/")[0], [x.name for x in source.layers])
-        for source in sources
-    }
-    kinds = list({str(each): each for each in kind.values()}.values())
-    repeated = {name for name, _ in kinds if sum(other == name for other, _ in kinds) > 1}
-    members = [
-        Member(s.run_id, s.rows, s.run_id if kind[s.run_id][0] in repeated else kind[s.run_id][0])
-        for s in sources
+    # runs of one name are one network with several seeds, unless their layers say otherwise
+    kind = {s.run_id: (s.run_id.partition("/")[0], tuple(curve(s.rows).layer)) for s in sources}
+    mixed = [
+        name
+        for name, layers in kind.values()
+        if any(n == name and other != layers for n, other in kind.values())
     ]
+    groups = {run_id: run_id if name in mixed else name for run_id, (name, _) in kind.items()}
+    members = [Member(s.run_id, s.rows, groups[s.run_id]) for s in sources]
     return page_of_runs(members), Path()

@@ -25,7 +25,16 @@ from tunnel_lightning.report.lines import COLORS, DASHES, share
 from tunnel_lightning.report.structure import similarity_map
 from tunnel_lightning.report.style import RANK
 from tunnel_lightning.report.words import mean_transfer, number, percent
-from tunnel_lightning.runs import Comparison, Curve, Row, curve, id_dataset, network_accuracy, tunnels
+from tunnel_lightning.runs import (
+    Comparison,
+    Curve,
+    Row,
+    SimilarityMap,
+    curve,
+    id_dataset,
+    network_accuracy,
+    tunnels,
+)
 
 
 class Member(NamedTuple):
@@ -40,7 +49,7 @@ def page_of_runs(members: Sequence[Member]) -> Page:
     """Say what the page of several runs shows: their profiles over one another."""
     rows = [row for member in members for row in member.rows]
     table = tables.all_layers(rows, [], several_runs=True)
-    sections = [*_overlay(members), Section("layers", "All layers", [table])]
+    sections = [*_overlay(members), Section("layers", "All layers", table)]
     return Page(", ".join(_groups(members)), _headline(members), _said(members), [], sections)
 
 
@@ -50,7 +59,7 @@ def page_of_comparison(found: Comparison) -> Page:
     titles = {g["key"]: str(g.get("name") or g["key"]) for g in summary.get("groups") or []}
     of = {each["run_id"]: titles.get(each.get("group"), "") for each in summary.get("runs") or []}
     members = [Member(run.id, run.rows, of.get(run.id) or run.id.partition("/")[0]) for run in found.runs]
-    maps = [_cross(name, each, titles) for name, each in found.similarity.items()]
+    maps = [_cross(name, each, titles, _blocks(summary)) for name, each in found.similarity.items()]
     listed = [_table(k, each) for k, each in enumerate(summary.get("tables") or [])]
     answers: list[Item] = [*scatters(found.per_image, titles), *listed]
     sections = [
@@ -58,14 +67,12 @@ def page_of_comparison(found: Comparison) -> Page:
         *_overlay(members),
         Section("predictions", "Networks and their answers", answers),
         Section(
-            "layers",
-            "All layers",
-            [tables.all_layers([r for m in members for r in m.rows], [], True)] if members else [],
+            "layers", "All layers", tables.all_layers([row for m in members for row in m.rows], [], True)
         ),
         Section("settings", "Settings and versions", tables.details({}, summary), folded=True),
     ]
     title = str(summary.get("title") or ", ".join(_groups(members)))
-    return Page(title, _headline(members), _said(members), _figures(summary), sections)
+    return Page(title, _headline(members), _said(members), _figures(summary, titles), sections)
 
 
 def _groups(members: Sequence[Member]) -> dict[str, list[Member]]:
@@ -102,12 +109,23 @@ def _headline(members: Sequence[Member]) -> str:
     return f"{counted}. Tunnel by the 95 % rule: {'; '.join(parts)}" if parts else f"{counted} compared"
 
 
-def _figures(summary: Mapping[str, Any]) -> list[Number]:
+def _figures(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[Number]:
+    """The accuracy of each kind of network."""
+    found: dict[str, list[float]] = {}
+    for each in summary.get("runs") or []:
+        value = (each.get("accuracy") or {}).get("value")
+        if value is not None:
+            found.setdefault(titles.get(each.get("group"), each["run_id"]), []).append(value)
     return [
-        Number(percent(each["accuracy"]["value"]), str(each["run_id"]), "accuracy of the network")
-        for each in summary.get("runs") or []
-        if each.get("accuracy") and each["accuracy"].get("value") is not None
-    ][:8]
+        Number(
+            percent(float(np.mean(values))),
+            name,
+            "accuracy of the network"
+            if len(values) == 1
+            else f"mean accuracy of {len(values)} networks, {percent(min(values))} to {percent(max(values))}",
+        )
+        for name, values in found.items()
+    ]
 
 
 def _overlay(members: Sequence[Member]) -> list[Section]:
@@ -229,21 +247,24 @@ def _starts(members: Sequence[Member]) -> list[Table]:
     return [Table("runs", "Where the tunnels start", heads, lines, note)] if lines else []
 
 
-def _cross(name: str, each: Any, titles: Mapping[str, str]) -> Map:
+def _blocks(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Blocks within each network, by the names that layers have in a map of several networks."""
+    stated = summary.get("blocks")
+    found = [
+        {end: f"{run['run_id']}:{block[end]}" for end in ("start", "end")}
+        for run in summary.get("runs") or []
+        for block in run.get("blocks") or []
+    ]
+    return {**stated, "found": found} if stated else None
+
+
+def _cross(
+    name: str, each: SimilarityMap, titles: Mapping[str, str], blocks: Mapping[str, Any] | None
+) -> Map:
     """A map over the layers of several networks, with lines between the networks."""
     owners = [layer.partition(":")[0] for layer in each.names]
     breaks = [(k, titles.get(o, o)) for k, o in enumerate(owners) if not k or o != owners[k - 1]]
-    if name == "cka_groups":
-        found = similarity_map("cka", each, breaks=breaks)
-        return Map(
-            **{
-                **vars(found),
-                "key": name,
-                "title": "CKA between kinds of networks",
-                "note": "Means over pairs of different networks.",
-            }
-        )
-    return similarity_map(name, each, breaks=breaks)
+    return similarity_map(name, each, blocks, breaks=breaks)
 
 
 def scatters(per_image: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> list[Points]:

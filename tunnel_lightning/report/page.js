@@ -5,7 +5,7 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    displayModeBar: touch ? false : "hover",
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
     modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
   };
 

@@ -19,6 +19,9 @@ from tunnel_lightning.runs import package_versions
 
 _HERE = Path(__file__).parent
 
+_NAMES = ("set", "run", "rule", "starts at", "best layer")
+"""Columns that hold names, which stay in one line; "layer" also stays in sight."""
+
 
 def html(page: Page) -> str:
     """Write a page as HTML, plotly.js and all data within.
@@ -98,7 +101,7 @@ def _item(item: Item, figures: dict[str, Any]) -> str:
 def _table(table: Table) -> str:
     numeric = [_numeric([row[k] for row in table.rows]) for k in range(len(table.columns))]
     heads = "".join(
-        f'<th{_class(n)}><button title="sort">{escape(name)}</button></th>'
+        f'<th{" class=key" if name == "layer" else _class(n)}><button title="sort">{escape(name)}</button></th>'
         for name, n in zip(table.columns, numeric, strict=True)
     )
     rows = "".join(
@@ -126,7 +129,7 @@ def _cell(value: Any, column: str, numeric: bool) -> str:
     if value is None or (_is_number(value) and not math.isfinite(value)):
         return f'<td{_class(numeric)} data-v="">–</td>'
     if not _is_number(value):
-        name = ' class="name"' if column in ("layer", "set", "run", "rule", "starts at", "best layer") else ""
+        name = {"layer": ' class="name key"'}.get(column, ' class="name"' if column in _NAMES else "")
         return f"<td{name}>{escape(str(value))}</td>"
     value = value.item() if isinstance(value, np.generic) else value
     shown = f"{value:.1f}" if column.endswith("%") else number(value)

@@ -54,7 +54,7 @@ VARIANTS = {
 }
 """Kinds of converged probes: name, colour and dash."""
 
-ADDITION = "addition"
+ADDITION = "ridge@addition"
 """Variant of the ridge probes round residual additions, whose layers are places of their own."""
 
 
@@ -64,9 +64,9 @@ class Source:
 
     Attributes:
         path: the run folder, or the folder of the analysis.
-        rows: the profile to show: of the analysis, else what was measured while training.
+        rows: the profile to show: of the analysed checkpoint, else what was measured while training.
         layers: lines of ``layers.csv``.
-        live: what was measured while training; the same rows where there is no analysis.
+        history: several profiles, if there are: of several checkpoints, else those made while training.
         analysis: the analysis, if one was finished.
         manifest: the run's manifest.
     """
@@ -74,9 +74,14 @@ class Source:
     path: Path
     rows: list[Row]
     layers: list[LayerInfo]
-    live: list[Row]
+    history: list[Row]
     analysis: Analysis | None
     manifest: dict[str, Any]
+
+    @property
+    def watched(self) -> bool:
+        """Whether the history was measured while training."""
+        return self.analysis is None or self.history is not self.analysis.run.rows
 
     @property
     def run_id(self) -> str:
@@ -102,8 +107,10 @@ def read_source(folder: str | Path) -> Source:
         home = analysis.path.parent if analysis.path.name == "analysis" else analysis.path
         # trained without the monitor, or not here at all: the analysis stands alone
         run = load_run(home) if (home / PROFILE_FILE).exists() else Run(home, [])
-        layers = analysis.run.layers or run.layers
-        return Source(folder, analysis.run.rows, layers, run.rows, analysis, run.manifest)
+        rows, step = analysis.run.rows, analysis.summary.get("step")
+        history = rows if len({row.step for row in rows}) > 1 else run.rows
+        at = [row for row in rows if row.step == step] or rows
+        return Source(folder, at, analysis.run.layers or run.layers, history, analysis, run.manifest)
     run = load_run(folder)
     return Source(folder, run.rows, run.layers, run.rows, None, run.manifest)
 
@@ -120,9 +127,9 @@ def page_of_run(source: Source) -> Page:
         Section("probes", "Probes", [*probes(rows), *additions(rows)]),
         Section("spectra", "Dimensions", [*structure.ranks(rows), *structure.spectra(rows, source.analysis)]),
         Section("collapse", "Variance and collapse", structure.collapse(rows)),
-        structure.over_time(rows, source.live),
+        structure.over_time(source.history, watched=source.watched),
         structure.pictures(source.analysis),
-        Section("layers", "All layers", [tables.all_layers(rows, source.layers)]),
+        Section("layers", "All layers", tables.all_layers(rows, source.layers)),
         Section("settings", "Settings and versions", tables.details(source.manifest, summary), folded=True),
     ]
     return Page(source.title, headline(rows), _subtitle(source), numbers(rows), sections)
@@ -135,7 +142,8 @@ def _subtitle(source: Source) -> str:
     last = max(source.rows, key=lambda row: row.step, default=None)
     return "  ·  ".join(
         [
-            *[str(each) for each in (network.get("name"),) if each],
+            *[str(each) for each in (network.get("name"),) if each and each != source.title],
+            *([source.run_id] if source.run_id != source.title else []),
             *([f"{_millions(parameters)} parameters"] if parameters else []),
             *[str(each) for each in (id_dataset(source.rows),) if each],
             *([f"checkpoint {Path(str(summary['checkpoint'])).name}"] if summary.get("checkpoint") else []),
@@ -157,7 +165,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
     for variant, (name, color, dash) in VARIANTS.items():
         found = curve(rows, variant=variant, dataset=own)
         if found.layer:
-            look = {"dash": dash, "marker": "circle", "shown": variant == "ridge"}
+            look = {"dash": dash, "marker": "circle", "shown": not lines}
             label = f"{own} {name} (ID)"
             if variant == "ridge":
                 layers = found.layers_only()
@@ -264,9 +272,9 @@ def rules(rows: Sequence[Row]) -> list[Table]:
     table = Table(
         "rules",
         "Where the tunnel starts",
-        ["rule", "starts at", "layer", "extractor", "in words"],
+        ["rule", "starts at", "extractor", "in words", "layer"],
         [
-            [f"{RULE_LABELS[name]} rule", rule.start or "none", rule.layer, rule.extractor_length, rule.note]
+            [f"{RULE_LABELS[name]} rule", rule.start or "none", rule.extractor_length, rule.note, rule.layer]
             for name, rule in found.items()
         ],
         "95 and 98 % rule: the first layer whose probe reaches that share of the network's accuracy (Masarczyk et "
@@ -280,21 +288,18 @@ def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart
     stated = summary.get("transfer") or {}
     lines, charts = [], []
     for name in ood_datasets(rows):
-        found = curve(rows, dataset=name).layers_only().finite()
-        if not found.layer:
-            continue
-        best = int(np.argmax(found.value))
-        strength = (stated.get(name) or {}).get("strength")
-        lines.append(
-            [
-                name, f"{found.index[best]}: {found.layer[best]}", 100 * found.value[best], 100 * found.value[-1],
-                *(_last(rows, measure, name) for measure in ("ood_retained", "id_ood_pearson", "id_ood_alignment")),
-                *([strength] if stated else []),
-            ]
-        )  # fmt: skip
+        for variant, (probe, _, _) in VARIANTS.items():
+            found = curve(rows, variant=variant, dataset=name).layers_only().finite()
+            if found.layer:
+                best = int(np.argmax(found.value))
+                where, accuracy = f"{found.index[best]}: {found.layer[best]}", 100 * found.value[[best, -1]]
+                values = (_last(rows, measure, variant, name) for measure in tables.OF_CURVES)
+                said = stated.get(name) or {}
+                strength = said.get("strength") if said.get("variant", "ridge") == variant else None
+                lines.append([name, probe, where, *accuracy, *values, *([strength] if stated else [])])
         if len(drawn := _kinds(rows, name)) > 1:
             charts.append(Chart(f"transfer_{name}", f"Probes of {name}", drawn, y="accuracy (%)"))
-    heads = ["set", "best layer", "best %", "last layer %", "kept %", "Pearson", "alignment"]
+    heads = ["set", "probe", "best layer", "best %", "last layer %", "kept %", "Pearson", "alignment"]
     note = "Kept: accuracy of the last layer over that of the best. Pearson: correlation of the trained set's curve "
     note += (
         "with this one. Alignment: product of both accuracies above chance, at the end (Harun et al., 2024)."
@@ -305,8 +310,8 @@ def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart
     return [Table("transfer", "Transfer to other sets", heads, lines, note), *charts] if lines else []
 
 
-def _last(rows: Sequence[Row], measure: str, dataset: str) -> float | None:
-    found = [r for r in rows if r.measure == measure and r.dataset == dataset and r.variant == "ridge"]
+def _last(rows: Sequence[Row], measure: str, variant: str, dataset: str) -> float | None:
+    found = [r for r in rows if (r.measure, r.variant, r.dataset) == (measure, variant, dataset)]
     return max(found, key=lambda r: r.step).value if found else None
 
 

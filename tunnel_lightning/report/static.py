@@ -94,7 +94,7 @@ def _chart(chart: Chart) -> Figure:
     if chart.ends:
         _scale(made, axes, chart.ends)
     else:
-        legend(made, handles)
+        legend(made, handles if len(handles) > 1 else [])
     return made
 
 

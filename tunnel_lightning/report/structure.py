@@ -18,6 +18,7 @@ from tunnel_lightning.runs import Analysis, Row, SimilarityMap, curve, id_datase
 
 MAPS = {
     "cka": ("CKA of the layers", "Linear CKA of the layers' features, unbiased, averaged over batches."),
+    "cka_groups": ("CKA between kinds of networks", "Means over pairs of different networks."),
     "cka_all": ("CKA of every output", "Linear CKA of every output of the network, not pooled."),
     "cka_all_no_pc1": (
         "Without the first principal component",
@@ -237,10 +238,8 @@ def collapse(rows: Sequence[Row]) -> list[Chart]:
     return [chart for chart in charts if chart.lines]
 
 
-def over_time(rows: Sequence[Row], live: Sequence[Row]) -> Section:
-    """How accuracy, rank and weights change over the checkpoints, else over the profiles made while training."""
-    watched = len({row.step for row in rows}) < 2
-    rows = live if watched else rows
+def over_time(rows: Sequence[Row], watched: bool) -> Section:
+    """How accuracy, rank and weights change from profile to profile."""
     wanted = [("probe_accuracy", "ridge"), RANK, ("weight_change", "l2_per_sqrt_n")]
     own = id_dataset(rows)
     maps = []
@@ -264,7 +263,11 @@ def over_time(rows: Sequence[Row], live: Sequence[Row]) -> Section:
                     draw=partial(heat_map, rows, measure, variant),
                 )
             )
-    text = "Measured while training, with the settings of the monitor." if watched else ""
+    text = (
+        "Measured while training, with the settings of the monitor."
+        if watched
+        else "Measured at each checkpoint."
+    )
     return Section("over_time", "Over time", maps, text)
 
 

@@ -163,7 +163,9 @@ def _kept(rows: list[Row], ood: list[Curve]) -> list[str]:
     return [
         f"{r.dataset} {r.value:.0f} %"  # a percentage, as in Harun et al.
         for r in rows
-        if r.measure == "ood_retained" and (r.dataset, r.step) in at and np.isfinite(r.value)
+        if (r.measure, r.variant) == ("ood_retained", "ridge")
+        and (r.dataset, r.step) in at
+        and np.isfinite(r.value)
     ]
 
 

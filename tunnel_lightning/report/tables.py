@@ -7,33 +7,44 @@ from typing import Any
 
 from tunnel_lightning.report.charts import Table
 from tunnel_lightning.report.lines import measure_name, share
+from tunnel_lightning.report.style import TITLES
 from tunnel_lightning.runs import LayerInfo, Row, id_dataset
 
-APART = (("pc1_fraction", "gram256"), ("probe_accuracy", "addition"))
-"""Measured at places of their own, not at the layers."""
+APART = ("gram256", "ridge@addition")
+"""Variants measured at places of their own, not at the layers."""
+
+OF_CURVES = ("ood_retained", "id_ood_pearson", "id_ood_alignment")
+"""Measures of all layers together, which have a table of their own."""
 
 
-def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: bool = False) -> Table:
-    """Every layer with every measure at the last step it was measured.
+def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: bool = False) -> list[Table]:
+    """Every layer with every measure at the last step it was measured; nothing without rows.
 
     Args:
         rows: rows of one run, or of several.
         layers: lines of ``layers.csv``, in columns of their own where there are any.
         several_runs: whether a column says of which run a line is.
     """
-    rows = [row for row in rows if (row.measure, row.variant) not in APART]
+    rows = [row for row in rows if row.variant not in APART and row.measure not in OF_CURVES]
     last: dict[tuple[Any, ...], int] = {}
     for row in rows:
         last[_kind(row)] = max(row.step, last.get(_kind(row), -1))
     values: dict[tuple[str, int, str], dict[str, float]] = {}
     own = id_dataset(rows)
-    columns: dict[str, None] = {}
+    columns: dict[str, tuple[Any, ...]] = {}
+    known = list(TITLES)
     for row in rows:
         if row.step == last[_kind(row)]:
             name = _column(row, own)
-            columns[name] = None
+            kind = (row.measure, row.variant)
+            columns[name] = (
+                row.dataset != own,
+                known.index(kind) if kind in known else len(known),
+                row.split,
+            )
             scale = 100 if share(row.measure) else 1
             values.setdefault((row.run_id, row.index, row.layer), {})[name] = scale * row.value
+    order = sorted(columns, key=lambda name: columns[name])
     of = {layer.name: layer for layer in layers}
     about = [name for name in ("kind", "shape", "parameters", "flops") if layers]
     dims = {(row.run_id, row.index, row.layer): row.dim for row in rows if row.dim}
@@ -43,14 +54,14 @@ def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: b
         info = of.get(name)
         lines.append(
             [
-                *([run_id] if several_runs else []), index, name, dims.get(place),
+                *([run_id] if several_runs else []), index, name,
+                *(values[place].get(column) for column in order), dims.get(place),
                 *(getattr(info, each) if info else None for each in about),
-                *(values[place].get(column) for column in columns),
             ]
         )  # fmt: skip
-    heads = [*(["run"] if several_runs else []), "#", "layer", "dim", *about, *columns]
+    heads = [*(["run"] if several_runs else []), "#", "layer", *order, "dim", *about]
     note = "At the last step of each measure. Layer 0 is the raw pixels; network is the network's own output."
-    return Table("all_layers", "Every measure of every layer", heads, lines, note)
+    return [Table("all_layers", "Every measure of every layer", heads, lines, note)] if lines else []
 
 
 def _kind(row: Row) -> tuple[Any, ...]:
@@ -67,6 +78,7 @@ def details(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Tab
     parts: list[tuple[str, str, Any]] = [
         ("notes", "Notes", dict(enumerate(summary.get("notes") or [], 1))),
         ("settings", "Settings", summary.get("settings") or manifest.get("taps")),
+        ("penalty", "Penalty of each logistic probe", summary.get("penalty")),
         ("network", "Network", summary.get("network")),
         ("versions", "Versions", summary.get("versions") or manifest.get("versions")),
         ("machine", "Machine", summary.get("machine") or manifest.get("machine")),

@@ -31,7 +31,7 @@ class TapSpec:
             tokens, class token left out.
             `gram`: not features but the products [B, B] of the whole outputs of a batch's images, centred over
             the batch, in full float32 (`Tap.dim` is the size of an output): for the similarity of layers,
-            without holding their outputs.
+            without holding their outputs (torch.compile breaks its graph there, so not with `fullgraph`).
         max_features: Keep at most this many columns of each layer: a fixed random subset, the same for every
             batch and run.
         seed: Draws those columns.

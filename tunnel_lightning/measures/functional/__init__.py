@@ -33,6 +33,7 @@ from tunnel_lightning.measures.functional.predictions import (
 )
 from tunnel_lightning.measures.functional.rank import (
     effective_rank,
+    eigenvalue_pair,
     eigenvalues,
     numerical_rank,
     participation_ratio,
@@ -78,6 +79,7 @@ __all__ = [
     "class_variances",
     "contiguous_blocks",
     "effective_rank",
+    "eigenvalue_pair",
     "eigenvalues",
     "error_spread",
     "holm",

@@ -165,7 +165,7 @@ def class_differences(a: ArrayLike, b: ArrayLike) -> ClassDifferences:
         >>> found.difference.round(2), found.p.round(3), found.p_holm.round(3)
         (array([ 0.4 , -0.05]), array([0.03 , 0.712]), array([0.06 , 0.712]))
     """
-    from scipy.stats import t as student  # type: ignore[import-untyped]
+    from scipy.stats import t as student
 
     a, b = np.atleast_2d(np.asarray(a, dtype=float)), np.atleast_2d(np.asarray(b, dtype=float))
     if a.shape[1:] != b.shape[1:]:
