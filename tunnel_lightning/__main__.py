@@ -76,8 +76,8 @@ def main(argv: list[str] | None = None) -> int:
         else:
             module, function = home.split(":")
             getattr(import_module(module), function)(argv[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(": ".join(("interrupted", *map(str, error.args))), file=sys.stderr)
         return 130
     except Exception as error:
         said = _sentence(error)

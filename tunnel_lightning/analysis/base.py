@@ -121,7 +121,10 @@ def show(subject: Subject, data: LightningDataModule, shape: Shape, like: object
 
 
 def add_transfer(
-    subject: Subject, ood: Sequence[LightningDataModule] | None, shape: Shape, like: LightningDataModule
+    subject: Subject,
+    ood: Sequence[LightningDataModule] | None,
+    shape: Shape,
+    like: LightningDataModule | None,
 ) -> None:
     """Give the subject the sets its transfer is measured on, shown as the network takes its images.
 
@@ -129,7 +132,7 @@ def add_transfer(
         subject: the network, with its own set.
         ood: the sets; None for Glyphs, or Digits where Glyphs is the network's own set.
         shape: ``(C, H, W)`` of the network's images.
-        like: the set whose normalisation the network is used to.
+        like: the set whose normalisation the network is used to; None leaves each its own.
     """
     if ood is None and shape[0] not in (1, 3):
         subject.notes.append(f"no transfer set by default can be shown with {shape[0]} channels: name one")

@@ -3,155 +3,238 @@
 from __future__ import annotations
 
 import logging
+import sys
+import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 import tunnel_lightning.data  # noqa: F401 - for their names: `--data CIFAR10` is looked up among the classes known here
-from tunnel_lightning.analysis.options import DEFAULT, Options, with_protocol
-from tunnel_lightning.analysis.profile import Profile, run_parts
+from tunnel_lightning.analysis.base import Subject
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.options import Options, with_protocol
+from tunnel_lightning.analysis.parts import PARTS_FOLDER, perform
+from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.progress import Bars
-from tunnel_lightning.analysis.subject import Subject, checkpoints_of, load_network_subject, load_run_subject
+from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
-from tunnel_lightning.runs import new_run_folder
-from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER
-from tunnel_lightning.taps import TapSpec
+from tunnel_lightning.runs import read_manifest
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Of the forward passes; what is measured is summed in single and double precision."""
+DESCRIPTION = (
+    "Measure every layer of a trained network: of a run that `fit` made (RUN), or of any other (--model with "
+    "--data). Writes a table, arrays and a page into RUN/analysis. Started again after an interruption it goes on."
+)
 
 
-def analyze(
-    run: str | None = None,
-    ckpt: str = "last",
-    model: str | None = None,
-    weights: str | None = None,
-    pretrained: bool = False,
-    data: LightningDataModule | None = None,
-    ood: list[LightningDataModule] | None = None,
-    taps: TapSpec | None = None,
-    measures: list[str] = list(DEFAULT),  # noqa: B006 - read only
-    protocol: str | None = None,
-    fit_images: int | None = None,
-    eval_images: int | None = None,
-    sample: int = 10_000,
-    block_images: int = 2_560,
-    alpha: float = 1e-2,
-    memory_gb: float = 4.0,
-    seed: int = 0,
-    device: str = "auto",
-    precision: str = "32-true",
-    processes: int = 1,
-    out: str | None = None,
-    figures: str | None = None,
-    formats: list[str] = ["png"],  # noqa: B006 - read only
-) -> Profile | None:
-    """Measure every layer of a trained network, and write the page.
+@dataclass
+class Request:
+    """What is analysed, on which machine, and where the result goes.
 
-    Args:
-        run: a run folder that `fit` made; the analysis goes into RUN/analysis.
-        ckpt: its checkpoint: best, last, a path; or all, for the last one and its development over the others.
-        model: any other network: torchvision:NAME, timm:NAME, or module:attribute.
-        weights: a file of weights for it.
+    Attributes:
+        run: the run folder.
+        ckpt: checkpoint of the run: best, last or a path; or all, for the last one and how it came about.
+        model: a network instead of a run: torchvision:NAME, timm:NAME, or module:attribute.
+        weights: a file of weights for --model.
         pretrained: take the weights that torchvision or timm bring.
         data: the in-distribution set; of a run, its own.
         ood: sets to measure transfer on; of a run, those it watched; else Glyphs.
-        taps: which layers, and how their outputs become features; of a run, those it watched.
-        measures: what is measured.
         protocol: a paper's own pooling, probes and measures: masarczyk, harun or nguyen.
-        fit_images: training images of each set the ridge probes are fitted on; null for all.
-        eval_images: test images of each set everything is scored on; null for all.
-        sample: images of each split whose features are held, for what can't be streamed.
-        block_images: test images of the map over every output.
-        alpha: penalty of the ridge probes, relative to the number of images.
-        memory_gb: GiB that sums or held features may take.
-        seed: of hold-out splits, recipes and pictures.
         device: auto, cpu, cuda or mps.
-        precision: of the forward passes, as Lightning names it (32-true, bf16-mixed).
-        processes: number of processes; the figures are the same.
+        precision: of the forward passes: 32-true, bf16-mixed or 16-mixed.
+        processes: how many share the work; the figures are the same.
         out: folder of the analysis, in the place of RUN/analysis.
         figures: a folder for every figure as a file of its own.
-        formats: of the figures: png, svg, pdf.
+        formats: of these files: png, svg, pdf.
+
+    Raises:
+        ValueError: arguments that don't go together.
     """
-    if (run is None) == (model is None):
-        raise ValueError("give either a run folder (analyze RUN) or a network (--model torchvision:resnet50)")
-    if run is not None and (weights or pretrained):
-        raise ValueError(
-            "--weights and --pretrained are for --model: of a run choose --ckpt best, last or a path"
-        )
-    subject = load(run, ckpt, model, weights, pretrained, data, ood)
-    options = Options(
-        taps or watched(run),
-        tuple(measures),
-        fit_images,
-        eval_images,
-        sample,
-        block_images,
-        alpha,
-        memory_gb,
-        seed,
-    )
-    options = with_protocol(options, protocol)
-    fabric = Fabric(
-        accelerator=device,
-        devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
-        precision=precision,  # type: ignore[arg-type]
-    )
+
+    run: str | None = None
+    ckpt: str = "last"
+    model: str | None = None
+    weights: str | None = None
+    pretrained: bool = False
+    data: LightningDataModule | None = None
+    ood: list[LightningDataModule] | None = None
+    protocol: str | None = None
+    device: str = "auto"
+    precision: str = "32-true"
+    processes: int = 1
+    out: str | None = None
+    figures: str | None = None
+    formats: Sequence[str] = ("png",)
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.model is None):
+            raise ValueError(
+                "give either a run folder (analyze RUN) or a network (--model torchvision:resnet50 --data CIFAR10)"
+            )
+        if self.run is not None and (self.weights or self.pretrained):
+            raise ValueError("--weights and --pretrained go with --model: of a run choose with --ckpt")
+        if self.model is not None and self.ckpt != "last":
+            raise ValueError("--ckpt goes with a run: give the file of a --model's weights as --weights")
+        if self.model is not None and self.data is None:
+            raise ValueError(f"--model {self.model} needs the images it is shown: for example --data CIFAR10")
+        for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"no {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if self.processes < 1:
+            raise ValueError(f"processes must be at least 1, got {self.processes}")
+
+    def subject(self) -> Subject:
+        """The network, with its sets."""
+        if self.run is not None:
+            return load_run_subject(
+                self.run, "last" if self.ckpt == "all" else self.ckpt, self.ood, self.data
+            )
+        assert self.model is not None
+        assert self.data is not None
+        return load_network_subject(self.model, self.data, self.ood, self.weights, self.pretrained)
+
+    def fabric(self) -> Fabric:
+        """The machine that is asked for.
+
+        Raises:
+            ValueError: there is no such device here, or not so many.
+        """
+        try:
+            return Fabric(
+                accelerator=self.device,
+                devices=self.processes,
+                strategy="ddp" if self.processes > 1 else "auto",
+                precision=self.precision,  # type: ignore[arg-type]
+            )
+        except Exception as error:  # Lightning's own, of several kinds
+            raise ValueError(" ".join(str(error).split())) from error
+
+
+def analyze(request: Request, options: Options) -> None:
+    """Measure a network, write the analysis, and print what came out.
+
+    Args:
+        request: which network, where, and where to.
+        options: what is measured.
+
+    Raises:
+        ValueError: a mistake in what was asked, in one sentence.
+        FileNotFoundError: no such run, checkpoint or file of weights.
+        OSError: the analysis can't be written.
+        KeyboardInterrupt: with what to do to go on.
+    """
+    start = time.perf_counter()
+    options = with_protocol(options, request.protocol)
+    fabric = request.fabric()
     fabric.launch()
-    folder = Path(out) if out else place(subject, fabric)
-    own, others = subject.sets()
-    checkpoints = checkpoints_of(run) if run is not None and ckpt == "all" else []
-    with Bars(subject.title, enabled=fabric.is_global_zero) as bars:
-        run_parts(subject, own, others, options, folder, fabric, bars, checkpoints)
+    try:
+        folder = measure(request, options, fabric)
+    except BaseException as error:
+        first = fabric.is_global_zero
+        if first or not (isinstance(error, (ValueError, OSError, KeyboardInterrupt)) or "peer" in str(error)):
+            raise
+        sys.exit(1)  # the first process says why, or said it and is gone
     if not fabric.is_global_zero:
-        return None
-    if figures:
-        write_report([folder], folder / "report.html", figures, formats)
-    profile = Profile.read(folder)
-    print_profile(profile.run)
-    print(f"report       {folder / REPORT_FILE}")
-    return profile
+        return
+    if request.figures:
+        write_report([folder], folder / REPORT_FILE, request.figures, request.formats)
+    show(Profile.read(folder), time.perf_counter() - start)
 
 
-def load(
-    run: str | None,
-    ckpt: str,
-    model: str | None,
-    weights: str | None,
-    pretrained: bool,
-    data: LightningDataModule | None,
-    ood: list[LightningDataModule] | None,
-) -> Subject:
-    """The network that is asked for, with its sets."""
-    if run is not None:
-        return load_run_subject(run, "last" if ckpt == "all" else ckpt, ood, data)
-    if data is None:
-        raise ValueError(f"--model {model} needs the images it is shown: for example --data CIFAR10")
-    assert model is not None
-    return load_network_subject(model, data, ood, weights, pretrained)
+def measure(request: Request, options: Options, fabric: Fabric) -> Path:
+    """Do what one process does, and return the folder of the analysis."""
+    folder: Path | None = None
+    try:
+        with Bars(enabled=fabric.is_global_zero) as bars:
+            subject = request.subject()
+            own, others = subject.sets()
+            bars(f"analysing {subject.title} on {own.name}", 0, 0)
+            checkpoints = checkpoints_of(request.run) if request.run and request.ckpt == "all" else []
+            with Context(subject, own, others, options, fabric, bars) as context:
+                folder = Path(fabric.broadcast(str(place(request, subject))))
+                perform(context, folder, checkpoints)
+    except KeyboardInterrupt:
+        if folder is None or not any((folder / PARTS_FOLDER).glob("*.npz")):
+            raise
+        raise KeyboardInterrupt(
+            f"finished parts are kept in {folder / PARTS_FOLDER}, and the same command goes on with them"
+        ) from None
+    return folder
 
 
-def watched(run: str | None) -> TapSpec:
-    """The layers that a run watched, so that both tables speak of the same ones."""
-    from tunnel_lightning.runs import read_manifest
+def show(profile: Profile, seconds: float, console: Console | None = None) -> None:
+    """Print the profile, what a reader must know, and where the files are."""
+    console = console or Console()
+    print_profile(profile.run, console, "analysis")
+    console.print(Text(f"report       {profile.path / REPORT_FILE}"), soft_wrap=True)
+    console.print(Text(f"time         {seconds // 60:.0f} min {seconds % 60:.0f} s"))
+    notes = Table.grid(padding=(0, 9, 0, 0))
+    for note in profile.summary["notes"]:
+        notes.add_row(Text("note", style="bold cyan"), Text(note))
+    if notes.row_count:
+        console.print()
+        console.print(notes)
 
-    taps: dict[str, Any] = dict(read_manifest(run).get("taps", {})) if run else {}
-    taps.pop("hook_points", None)
-    return TapSpec(**taps)
 
+def place(request: Request, subject: Subject) -> Path:
+    """The folder of the analysis: the one that is asked for, the run's, or of a network without a run one of its own.
 
-def place(subject: Subject, fabric: Fabric) -> Path:
-    """The folder of the analysis: in the run's, or a new one for a network that has none."""
+    That is ``runs/NETWORK/version_N/analysis``, the last one there where it was not finished, else the next.
+    """
+    if request.out:
+        return Path(request.out)
     if subject.run is not None:
         return subject.run / ANALYSIS_FOLDER
-    name = "".join(c if c.isalnum() or c in "-_." else "-" for c in subject.title)
-    folder = str(new_run_folder("runs", name)) if fabric.is_global_zero else ""
-    return Path(fabric.broadcast(folder)) / ANALYSIS_FOLDER
+    home = Path("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in subject.title))
+    taken = [int(number) for path in home.glob("version_*") if (number := path.name[8:]).isdecimal()]
+    last = max(taken, default=0)
+    finished = (home / f"version_{last}" / ANALYSIS_FOLDER / SUMMARY_FILE).exists()
+    return home / f"version_{last + finished}" / ANALYSIS_FOLDER
+
+
+def parser_of(taps: dict[str, Any]) -> ArgumentParser:
+    """The arguments; ``taps`` are the defaults of the layers."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    program = "python -m tunnel_lightning analyze"
+    parser = ArgumentParser(program, f"{program} [RUN] [options]", DESCRIPTION, exit_on_error=False)
+    parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder that `fit` made")
+    parser.add_argument("--config", action="config", help="settings from a file")
+    parser.add_class_arguments(Request, skip={"run"})
+    parser.add_class_arguments(Options)
+    parser.set_defaults({f"taps.{key}": value for key, value in taps.items()})
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Request, Options]:
+    """The arguments of the command line; a run's layers are those it watched, unless others are asked for.
+
+    Raises:
+        ValueError: an unknown argument, or one that can't be read.
+    """
+    try:
+        run = parser_of({}).parse_args(list(argv)).run
+        watched = dict(read_manifest(run).get("taps", {})) if run else {}
+        watched.pop("hook_points", None)
+        parser = parser_of(watched)
+        made: Namespace = parser.instantiate_classes(parser.parse_args(list(argv)))
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    request = Request(**{field.name: made[field.name] for field in fields(Request)})
+    return request, Options(**{field.name: made[field.name] for field in fields(Options)})
 
 
 def command(argv: Sequence[str]) -> None:
@@ -160,20 +243,8 @@ def command(argv: Sequence[str]) -> None:
     Raises:
         ValueError: a mistake in what was asked; see :func:`analyze`.
     """
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers")
-    set_parsing_settings(docstring_parse_attribute_docstrings=False)
-    parser = ArgumentParser("python -m tunnel_lightning analyze", exit_on_error=False)
-    parser.add_argument("--config", action="config", help="settings from a file")
-    parser.add_function_arguments(analyze)
-    given = list(argv)
-    if given and not given[0].startswith("-"):
-        given.insert(0, "--run")
-    try:
-        found = parser.parse_args(given)
-    except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    made = parser.instantiate_classes(found)
-    made.pop("config", None)
-    analyze(**made)
+    warnings.filterwarnings("ignore", "layer '.*' has ")  # notes say it
+    analyze(*parse(argv))

@@ -282,11 +282,23 @@ def print_comparison(found: Comparison, console: Console | None = None) -> None:
         short = _SHORT.get(table["title"], {})
         if not short:
             continue
-        shown = Shown(box=box.SIMPLE_HEAD, title=table["title"], title_justify="left", header_style="bold")
+        shown = Shown(
+            box=box.SIMPLE_HEAD,
+            title=table["title"],
+            title_justify="left",
+            header_style="bold",
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
         places = [table["columns"].index(name) for name in short]
         for name, place in zip(short, places, strict=True):
             numeric = not any(isinstance(row[place], str) for row in table["rows"])
-            shown.add_column(Text(name), justify="right" if numeric else "left", no_wrap=not numeric)
+            # Lines break between words only.
+            words = [
+                word for text in (name, *(str(row[place]) for row in table["rows"])) for word in text.split()
+            ]
+            width = max(map(len, name.split() if numeric else words))
+            shown.add_column(Text(name), justify="right" if numeric else "left", min_width=width)
         for row in table["rows"]:
             cells = (_cell(row[place], digits) for place, digits in zip(places, short.values(), strict=True))
             shown.add_row(*(Text(cell) for cell in cells))

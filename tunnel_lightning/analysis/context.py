@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from types import TracebackType
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from tunnel_lightning.analysis.options import Options
 from tunnel_lightning.analysis.sets import ImageSet, shard
 from tunnel_lightning.analysis.subject import Subject
-from tunnel_lightning.measures import LayerValue, Measure, accumulate, values_of
+from tunnel_lightning.measures import LayerValue, accumulate, values_of
 from tunnel_lightning.measures.base import Factory, Observer, States
 from tunnel_lightning.measures.sample import groups
 from tunnel_lightning.runs import Row
 from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet
 
 Progress = Callable[[str, int, int], None]
-"""Told ``(what, batches done, batches in all)`` while a pass runs."""
+"""Told ``(what, done, in all)`` while a pass runs, and lines that stay with 0 in all."""
 
 
 class Context:
-    """One analysis under way.
+    """One analysis under way: leaving it takes the hooks off the network and puts it back where it was.
 
     Args:
         subject: the network.
-        own: the in-distribution set, or None.
+        own: the in-distribution set.
         others: the out-of-distribution sets.
         options: what is measured.
         fabric: device, precision and processes; by default the CPU in float32.
         progress: told how far the pass at hand is.
+
+    Attributes:
+        taps: the layers that are measured.
+        notes: what a reader must know.
+        seconds: how long the steps of the part at hand took.
+
+    Raises:
+        ValueError: fewer images than classes, no layer of that name, or the network can't run the images.
     """
 
     def __init__(
@@ -49,8 +59,36 @@ class Context:
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
         self.progress = progress or (lambda what, done, total: None)
         self.seconds: dict[str, float] = {}
-        self.model: nn.Module = subject.model.to(self.fabric.device).eval()
-        self.taps = self.tap(options.taps)
+        self.prefix = ""  # before what is told of a pass, such as a checkpoint's step
+        for each in others:
+            if each.image_shape != own.image_shape:
+                raise ValueError(
+                    f"{each.name} gives images {list(each.image_shape)} and {own.name} {list(own.image_shape)}: give "
+                    "them at one size"
+                )
+        self.notes = [note for images in (own, *others) for note in images.check(options.fit_images)]
+        self.model: nn.Module = subject.model
+        self._home = next((tensor.device for tensor in self.model.parameters()), None)
+        self.model.to(self.fabric.device)
+        self.example = own.example.to(self.fabric.device)
+        try:
+            self.taps = self.tap(options.taps)
+        except BaseException:
+            self._go_home()
+            raise
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.taps.remove()
+        self._go_home()
+
+    def _go_home(self) -> None:
+        if self._home is not None:
+            self.model.to(self._home)
 
     def tap(self, spec: TapSpec) -> Taps:
         """Taps on the network, with the layers learnt from two images run through the model.
@@ -79,11 +117,6 @@ class Context:
         taps.features_of_input(x)
         return taps
 
-    @property
-    def example(self) -> Tensor:
-        """Two training images, on the device."""
-        return next(iter(self.own.batches("train", 2)))[0].to(self.fabric.device)
-
     def run(
         self,
         images: ImageSet,
@@ -99,30 +132,44 @@ class Context:
         fabric, own = self.fabric, images is self.own
         batches = shard(images.batches(split, limit), fabric.global_rank, fabric.world_size)
         total = -(-images.size(split, limit) // (images.batch_size * fabric.world_size))
-        grams = taps.spec.pool == "gram"
-        return accumulate(
-            self.model,
-            taps,
-            self._told(batches, total, what or f"{images.name} {split}"),
-            measures,
-            observers=observers,
-            device=fabric.device,
-            context=fabric.autocast if fabric.device.type != "meta" else nullcontext,
-            input=not grams and taps is self.taps,
-            network=own and self.subject.matches and not grams,
-            where=f"{images.name} {split}",
-            memory_limit=4 * self.options.memory,  # groups have seen to the layers' share
-        )
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always")
+            states = accumulate(
+                self.model,
+                taps,
+                self._told(batches, total, self.prefix + (what or f"{images.name} {split}")),
+                measures,
+                observers=observers,
+                device=fabric.device,
+                context=fabric.autocast,
+                input=taps is self.taps,
+                network=own and self.subject.matches and taps is self.taps,
+                where=f"{images.name} {split}",
+                memory_limit=4 * self.options.memory,  # groups have seen to the layers' share
+            )
+        for each in raised:
+            if (text := str(each.message)).startswith("layer "):
+                self.note(text)
+            warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        return states
+
+    def note(self, text: str) -> None:
+        """Add what a reader must know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def _told(self, batches: Iterable[Any], total: int, what: str) -> Iterator[Any]:
-        done = 0
         for done, batch in enumerate(batches):
             self.progress(what, done, total)
             yield batch
-        self.progress(what, total if total else done, total)
+        self.progress(what, total, total)
 
     def groups(self, nbytes: Callable[[int], int], taps: Taps | None = None) -> list[list[str]]:
         """The layers, the raw pixels first, in groups whose states fit into the memory limit together.
+
+        Args:
+            nbytes: from a layer's width to what its states take.
+            taps: the layers; by default those that are measured.
 
         Raises:
             ValueError: a single layer does not fit; the sentence names the options that lower it.
@@ -155,8 +202,3 @@ class Context:
             if self.fabric.device.type == "cuda":
                 torch.cuda.synchronize()
             self.seconds[what] = self.seconds.get(what, 0.0) + time.perf_counter() - start
-
-
-def of(group: Sequence[str], make: Callable[[Tap], Measure]) -> Factory:
-    """The factory ``make``, for the layers of a group alone."""
-    return lambda tap: make(tap) if tap.name in group else None

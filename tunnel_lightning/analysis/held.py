@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,24 +19,19 @@ from tunnel_lightning.measures import (
     LinearHead,
     ProbeScores,
     Value,
-    procrustes,
-    pwcca,
-    rbf_cka,
-    svcca,
 )
 from tunnel_lightning.measures.functional.logistic import logistic_all
 from tunnel_lightning.measures.functional.neighbours import knn_accuracy
+from tunnel_lightning.measures.functional.similarity import pairwise
 from tunnel_lightning.measures.recipes import RECIPES, train_heads
 from tunnel_lightning.runs import Row
 
-FUNCTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "rbf_cka": rbf_cka,
-    "procrustes": lambda x, y: procrustes(x, y).similarity,
-    "svcca": svcca,
-    "pwcca": pwcca,
-}
+FITTED = ("logistic", *RECIPES)
+"""Probes that are trained; the others are solved in closed form."""
 PICTURED = 1_000
 """Images of a picture: t-SNE takes time with their square, and more would hide each other."""
+MAPPED = 2_000
+"""Images of a similarity of two whole matrices: memory takes their square."""
 NEIGHBOURS = 20
 
 
@@ -45,16 +39,10 @@ def held_set(context: Context, images: ImageSet) -> Part:
     """Everything that is measured on held features of one set, layers in groups under the memory limit."""
     options, part = context.options, Part()
     own = images is context.own
-    fits = options.wants("logistic", *RECIPES)
-    neighbours, maps = own and options.wants("knn"), options.wants(*SAMPLE_MAPS) if own else []
-    pictures = own and options.wants("tsne")
-    if not (fits or neighbours or maps or pictures):
-        return part
-    sizes = {split: images.size(split, limit_of(context, split)) for split in ("train", "test")}
-    both = sum(sizes.values())
-    chosen = pictured(context) if pictures else []
-    kept: dict[str, Tensor] = {}  # what all-pairs maps and pictures need, beyond the group
-    for group in context.groups(lambda dim: 4 * dim * both):
+    fits = options.wants(*FITTED)
+    neighbours = own and options.wants("knn")
+    both = sum(images.size(split, limit_of(context, split)) for split in ("train", "test"))
+    for group in context.groups(lambda dim: 4 * dim * both) if fits or neighbours else ():
         train, test = hold(context, images, group, "train"), hold(context, images, group, "test")
         for fitted in fits:
             with context.timed(fitted):
@@ -66,19 +54,28 @@ def held_set(context: Context, images: ImageSet) -> Part:
         if neighbours:
             with context.timed("neighbours"):
                 part.rows += rows_of(context, nearest(context, train, test), images)
-        for name in group if maps or pictures else ():
-            if maps or name in chosen:
-                kept[name] = test.features[name][: None if maps else PICTURED].clone()
-        target = test.target.clone()
         train.close()
         test.close()
+    if own and options.wants("tsne", *SAMPLE_MAPS):
+        part.arrays |= whole(context, images)
+    return part
+
+
+def whole(context: Context, images: ImageSet) -> dict[str, np.ndarray]:
+    """Maps of all pairs of layers, and pictures of some: on the test features of all layers at once."""
+    arrays: dict[str, np.ndarray] = {}
+    maps = context.options.wants(*SAMPLE_MAPS)
+    names = [tap.name for tap in [context.taps.input, *context.taps.layers]]
+    chosen = pictured(context) if context.options.wants("tsne") else []
+    sample = hold(context, images, names if maps else chosen, "test")
     with context.timed("sample maps"):
         for kind in maps:
-            part.arrays.update(all_pairs(context, kind, kept))
-    if pictures:
+            arrays |= all_pairs(context, kind, sample.features)
+    if chosen:
         with context.timed("pictures"):
-            part.arrays.update(picture(context, {name: kept[name] for name in chosen}, target))
-    return part
+            arrays |= picture(context, {name: sample.features[name] for name in chosen}, sample.target)
+    sample.close()
+    return arrays
 
 
 def limit_of(context: Context, split: str) -> int:
@@ -155,13 +152,10 @@ def nearest(context: Context, train: FeatureSample, test: FeatureSample) -> dict
 
 def all_pairs(context: Context, kind: str, features: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """One similarity of all pairs of layers on the sample, as a map."""
-    function, names = FUNCTIONS[kind], list(features)
-    value = np.full((len(names), len(names)), math.nan)
-    pairs = [(i, i) for i in range(len(names))] + list(combinations(range(len(names)), 2))
-    for done, (i, j) in enumerate(pairs):
-        context.progress(f"{kind} of all pairs", done, len(pairs))
-        value[i, j] = value[j, i] = float(function(features[names[i]], features[names[j]]))
-    context.progress(f"{kind} of all pairs", len(pairs), len(pairs))
+    names, what = list(features), f"{kind} of all pairs"
+    context.progress(what, 0, len(names))
+    rows = [x[:MAPPED] for x in features.values()]
+    value = pairwise(kind, rows, lambda done, total: context.progress(what, done, total)).numpy()
     return {
         f"{kind}/names": np.array(names),
         f"{kind}/value": value,
@@ -186,7 +180,7 @@ def picture(context: Context, features: Mapping[str, Tensor], target: Tensor) ->
     found: dict[str, np.ndarray] = {}
     for done, (name, x) in enumerate(features.items()):
         context.progress("pictures", done, len(features))
-        rows = x.cpu().double()
+        rows = x[:PICTURED].cpu().double()
         if len(rows) < 10 or not bool(torch.isfinite(rows).all()):
             continue
         seed = context.options.seed

@@ -30,7 +30,7 @@ class Options:
 
     Attributes:
         taps: which layers, and how their outputs become features.
-        measures: some of ``MEASURES``.
+        measures: some of ``MEASURES``, as a list or with commas between.
         fit_images: training images of each set the ridge probes are fitted on; None for all.
         eval_images: test images of each set everything is scored on; None for all.
         sample: training and test images of each set whose features are held, for what can't be streamed.
@@ -43,12 +43,12 @@ class Options:
         ValueError: an unknown measure, or a number out of its range.
 
     Example:
-        >>> Options(measures=("ridge", "ranks")).wants("cka")
-        False
+        >>> Options(measures="ridge,ranks").wants("cka", "ranks")
+        ['ranks']
     """
 
     taps: TapSpec = field(default_factory=TapSpec)
-    measures: Sequence[str] = DEFAULT
+    measures: str | Sequence[str] = DEFAULT
     fit_images: int | None = None
     eval_images: int | None = None
     sample: int = 10_000
@@ -58,6 +58,10 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.measures, str):
+            split = [name.strip() for name in self.measures.split(",")]
+            object.__setattr__(self, "measures", [name for name in split if name])
+        object.__setattr__(self, "measures", tuple(self.measures))
         unknown = [name for name in self.measures if name not in MEASURES]
         if unknown or not self.measures:
             said = f"no measure {unknown[0]!r}" if unknown else "no measures"
@@ -94,7 +98,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "measures": ("ridge", "ranks", "variance", "masarczyk"),
     },
     "harun": {"pool": "2x2", "max_features": None, "measures": ("ridge", "ranks", "harun")},
-    "nguyen": {"pool": "flatten", "max_features": None, "measures": ("cka", "blocks", "additions")},
+    "nguyen": {"pool": "flatten", "max_features": 8000, "measures": ("cka", "blocks", "additions")},
 }
 """The papers' own protocols: how features are made, and which probe is trained by which recipe."""
 
@@ -105,7 +109,8 @@ def with_protocol(options: Options, protocol: str | None) -> Options:
     - ``masarczyk`` (Masarczyk et al., 2023, released code): features flattened, 8,000 fixed random columns, Adam
       probes, ranks and variances.
     - ``harun`` (Harun et al., 2024, section 3): 2x2 pooling, AdamW probes with label smoothing.
-    - ``nguyen`` (Nguyen et al., 2021): similarity of every output, block structure, probes round each addition.
+    - ``nguyen`` (Nguyen et al., 2021): similarity of every output, unpooled, its block structure, and probes round
+      each addition, on flattened features; of these 8,000 columns at most, since the probes are solved for.
 
     Raises:
         ValueError: no such protocol.

@@ -9,12 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tunnel_lightning.analysis.context import Context, of
+from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.options import Options
 from tunnel_lightning.analysis.store import Part
-from tunnel_lightning.analysis.streamed import fit, moment_bytes, score_factories
-from tunnel_lightning.measures import RANKS, LayerValue, MomentMeasures
-from tunnel_lightning.runs import Row
+from tunnel_lightning.analysis.streamed import Plan, fit, measured
+from tunnel_lightning.measures import RANKS, LayerValue
+from tunnel_lightning.runs import NETWORK, Row
 
 IMAGES = 10_000
 """Most images of a split that are read at each checkpoint but the one analysed."""
@@ -33,19 +33,18 @@ def at_checkpoint(context: Context) -> Part:
     """Ridge probes and ranks of the network as it is now, on the in-distribution set."""
     part, images, own = Part(), context.own, context.options
     ranks = tuple(name for name in RANKS if name != "rankme")  # which would take a second decomposition
-    context.options = limited(own)
+    context.options, context.prefix = limited(own), f"step {context.subject.step}: "
     try:
-        for number, group in enumerate(context.groups(moment_bytes(images.num_classes))):
-            factories = score_factories(fit(context, images, group, ()), images, means=False)
-            if own.wants("ranks"):
-                factories.append(of(group, lambda tap: MomentMeasures(tap.dim, images.num_classes, ranks)))
-            what = f"step {context.subject.step}: {images.name} test"
-            states = context.run(images, "test", context.options.eval_images, factories, what=what)
+        count = images.size("train", context.options.fit_images)
+        plan = Plan(images, count, bool(own.wants("ridge")), scored=ranks if own.wants("ranks") else ())
+        for number, group in enumerate(context.groups(plan.nbytes)):
+            factories = plan.measures(group, fit(context, plan, group))
+            states = context.run(images, "test", context.options.eval_images, factories)
             if number:
-                states.pop("network", None)
-            part.rows += context.rows(states, images, "test")
+                states.pop(NETWORK, None)
+            part.rows += measured(context, plan, states)
     finally:
-        context.options = own
+        context.options, context.prefix = own, ""
     return part
 
 

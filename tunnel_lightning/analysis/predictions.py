@@ -28,8 +28,12 @@ Table = dict[str, Any]
 """A table of the page: ``{"title", "columns", "rows", "note"}``."""
 
 # What does not say of which kind a network is: where it lies, how it was watched, and the luck of the draw.
+_SHOWN = ("default_root_dir", "enable_progress_bar", "enable_model_summary", "logger", "log_every_n_steps")
 _APART = frozenset(
-    ("name", "runs", "keep_every", "monitor", "seed_everything", "ckpt_path", "trainer.default_root_dir")
+    (
+        *("name", "runs", "keep_every", "monitor", "seed_everything", "ckpt_path"),
+        *(f"trainer.{key}" for key in _SHOWN),
+    )
 )
 
 

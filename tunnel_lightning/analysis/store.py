@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import random
+import zipfile
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from tunnel_lightning.runs import ProfileTable, Row
-from tunnel_lightning.runs.files import atomic
+from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.runs import Row
+from tunnel_lightning.runs.analysis import write_arrays
+from tunnel_lightning.taps import untouched_rng
+
+NOTE = "note"
+SHOWN = 8
 
 
 @dataclass
@@ -22,15 +32,63 @@ class Part:
 
     Attributes:
         rows: rows of the profile table.
-        arrays: by name, as in ``similarity.npz`` and ``spectrum.npz``.
+        arrays: by name, as in ``similarity.npz`` and ``spectrum.npz``; every name has a ``/`` or a ``|``.
         extra: what else the summary needs, plain values.
-        seconds: how long it took, in all and of that in eigenvalue decompositions.
+        seconds: how long it took, and its steps.
     """
 
     rows: list[Row] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+class Store:
+    """A folder of finished parts, one file each.
+
+    A file is a zip archive that takes its place when it is whole and carries check sums: what is torn, damaged or
+    made with other settings counts as not there.
+
+    Args:
+        folder: where parts are kept.
+
+    Example:
+        >>> import tempfile
+        >>> store = Store(Path(tempfile.mkdtemp()))
+        >>> store.save("ranks", "key", Part(extra={"n": 3}))
+        >>> store.load("ranks", "key").extra, store.load("ranks", "another key")
+        ({'n': 3}, None)
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, name: str, key: str) -> Part | None:
+        """The part of that name, if it was finished with these settings."""
+        try:
+            with np.load(self._file(name), allow_pickle=False) as file:
+                said = json.loads(file[NOTE].tobytes())
+                if said["key"] != key:
+                    return None
+                arrays = {each: file[each] for each in file.files if each != NOTE}
+            return Part([Row(*row) for row in said["rows"]], arrays, said["extra"], said["seconds"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+            return None
+
+    def save(self, name: str, key: str, part: Part) -> None:
+        """Keep a finished part.
+
+        Raises:
+            OSError: it can't be written; nothing is left of it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        said = {"key": key, "rows": part.rows, "extra": part.extra, "seconds": part.seconds}
+        note = json.dumps(said, default=lambda number: number.item()).encode()
+        write_arrays(self._file(name), {**part.arrays, NOTE: np.frombuffer(note, np.uint8)})
+
+    def _file(self, name: str) -> Path:
+        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
+        return self.folder / f"{safe}.npz"
 
 
 def fingerprint(*what: Any) -> str:
@@ -44,61 +102,32 @@ def fingerprint(*what: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-class Store:
-    """A folder of finished parts; without a folder nothing is kept.
-
-    Each part is a table, an array file, and a note that is written last: a part without its note was interrupted
-    and is measured again, as is one made with other settings.
-
-    Args:
-        folder: where parts are kept, or None.
+def tensors_key(tensors: Mapping[str, Tensor]) -> str:
+    """A short text that changes with the name, the type, the shape or any value of any of the tensors.
 
     Example:
-        >>> import tempfile
-        >>> store = Store(Path(tempfile.mkdtemp()))
-        >>> store.save("ranks", "key", Part(extra={"n": 3}))
-        >>> store.load("ranks", "key").extra, store.load("ranks", "another key")
-        ({'n': 3}, None)
+        >>> tensors_key({"a": torch.zeros(2)}) == tensors_key({"a": torch.tensor([0.0, 1e-30])})
+        False
     """
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
 
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
 
-    def load(self, name: str, key: str) -> Part | None:
-        """The part of that name, if it was finished with these settings."""
-        if self.folder is None:
-            return None
-        note, table, arrays = self._files(name)
-        try:
-            said = json.loads(note.read_text(encoding="utf-8"))
-            if said["key"] != key:
-                return None
-            with np.load(arrays, allow_pickle=False) as file:
-                found = {key: file[key] for key in file.files}
-            return Part(list(ProfileTable(table).rows), found, said["extra"], said["seconds"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return None  # half-written or of another version: measured again
+def images_key(images: ImageSet) -> str:
+    """A short text that changes with a set: its name, sizes and batches, and some images as the network sees them.
 
-    def save(self, name: str, key: str, part: Part) -> None:
-        """Keep a finished part."""
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        note, table, arrays = self._files(name)
-        note.unlink(missing_ok=True)
-        table.unlink(missing_ok=True)
-        ProfileTable(table).append(part.rows)
-        beside = arrays.with_suffix(".tmp")
-        try:
-            with beside.open("wb") as file:
-                np.savez_compressed(file, **part.arrays)  # type: ignore[arg-type]
-            os.replace(beside, arrays)
-        finally:
-            beside.unlink(missing_ok=True)
-        with atomic(note) as file_:
-            json.dump({"key": key, "extra": part.extra, "seconds": part.seconds}, file_, default=str)
-
-    def _files(self, name: str) -> tuple[Path, Path, Path]:
-        assert self.folder is not None
-        safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
-        return tuple(self.folder / f"{safe}.{kind}" for kind in ("json", "csv", "npz"))  # type: ignore[return-value]
+    Data sets that draw at random while they are read give the same key each time.
+    """
+    shown: dict[str, Tensor] = {}
+    with untouched_rng():
+        for split in ("train", "test"):
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            for number, (x, y) in enumerate(images.batches(split, SHOWN)):
+                shown |= {f"{split} images {number}": x, f"{split} labels {number}": y}
+    sizes = [images.size(split) for split in ("train", "test")]
+    return fingerprint(images.name, images.num_classes, sizes, images.batch_size, tensors_key(shown))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
-from tunnel_lightning.analysis.context import Context, of
+from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.measures import (
@@ -30,9 +32,10 @@ from tunnel_lightning.measures import (
     ridge,
     ridge_from_moments,
 )
-from tunnel_lightning.measures.base import Factory, Observer
+from tunnel_lightning.measures.base import Factory, Observer, States
 from tunnel_lightning.measures.change import L1Change
-from tunnel_lightning.runs import Row
+from tunnel_lightning.measures.similarity import SimilarityMap
+from tunnel_lightning.runs import NETWORK, Row
 from tunnel_lightning.taps import Tap, Taps
 
 
@@ -58,7 +61,7 @@ class Fitted:
 
     Attributes:
         ridge: the ridge probe of each layer.
-        means: the nearest class mean of each layer, as a head, where its moments were taken.
+        means: the nearest class mean of each layer, as a head, where collapse is measured.
         rows: rows of what was measured on the way.
     """
 
@@ -67,128 +70,167 @@ class Fitted:
     rows: list[Row] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What is measured of each layer in the two passes over a set, and what that takes.
+
+    Attributes:
+        images: the set.
+        count: training images the probes are fitted on.
+        ridge: fit and score ridge probes.
+        collapse: measures of neural collapse, on the training images.
+        scored: measures of moments, on the test images.
+    """
+
+    images: ImageSet
+    count: int
+    ridge: bool = True
+    collapse: Sequence[str] = ()
+    scored: Sequence[str] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the training images are read at all."""
+        return self.ridge or bool(self.collapse)
+
+    def dual(self, dim: int) -> bool:
+        """Whether a layer has more columns than there are images: its probe is solved from held features."""
+        return self.ridge and dim > self.count
+
+    def needs_moments(self, dim: int) -> bool:
+        """Whether the pass over the training images takes moments of a layer."""
+        return bool(self.collapse) or (self.ridge and not self.dual(dim))
+
+    def nbytes(self, dim: int) -> int:
+        """Bytes that a layer of that width takes."""
+        moments = Moments.nbytes(dim, self.images.num_classes)
+        # Held features, and the copy in double precision that a layer's probe is solved from.
+        held = 12 * dim * self.count if self.dual(dim) else 0
+        return max(moments * self.needs_moments(dim) + held, moments * bool(self.scored))
+
+    def measures(self, group: Sequence[str], fitted: Fitted, variant: str = "ridge") -> list[Factory]:
+        """What a pass over the test images measures of a group of layers."""
+        classes = self.images.num_classes
+
+        def probe(tap: Tap) -> ProbeScores | None:
+            head = fitted.ridge.get(tap.name)
+            return None if head is None else ProbeScores(head, variant, classes)
+
+        def nearest(tap: Tap) -> ProbeAccuracy | None:
+            head = fitted.means.get(tap.name)
+            return None if head is None else ProbeAccuracy(head, "fit means", measure="ncm_accuracy")
+
+        def moments(tap: Tap) -> MomentMeasures | None:
+            wanted = self.scored and tap.name in group
+            return MomentMeasures(tap.dim, classes, self.scored) if wanted else None
+
+        return [probe, nearest, moments]
+
+
 def own_set(context: Context) -> Part:
     """The in-distribution set: probes, ranks, variances, collapse, and the similarity of the layers."""
     options, images, part = context.options, context.own, Part()
-    similarity = LayerSimilarity() if options.wants("cka") else None
-    change = L1Change(context.taps.layers) if options.wants("cka") else None
-    ranks = [
-        *(RANKS if options.wants("ranks") else ()),
-        *(["pc1_fraction"] if options.wants("ranks") else []),
-    ]
-    which = (*ranks, *(VARIANCES if options.wants("variance") else ()))
-    for number, group in enumerate(context.groups(moment_bytes(images.num_classes))):
-        fitted = fit(context, images, group, COLLAPSE if options.wants("collapse") else ())
-        part.rows += fitted.rows
-        factories: list[Factory] = score_factories(fitted, images, options.wants("collapse") != [])
-        if which:
-            factories.append(of(group, lambda tap: MomentMeasures(tap.dim, images.num_classes, which)))
+    ranks = (*RANKS, "pc1_fraction") if options.wants("ranks") else ()
+    plan = Plan(
+        images,
+        images.size("train", options.fit_images),
+        bool(options.wants("ridge")),
+        COLLAPSE if options.wants("collapse") else (),
+        (*ranks, *(VARIANCES if options.wants("variance") else ())),
+    )
+    similarity = LayerSimilarity()
+    change = L1Change(context.taps.layers)
+    for number, group in enumerate(context.groups(plan.nbytes)):
+        fitted = fit(context, plan, group)
         agreement = Agreement(fitted.means)
         observers: list[Observer] = [agreement] if fitted.means and context.subject.matches else []
-        if not number:  # once is enough for what sees all layers
-            observers += [each for each in (similarity, change) if each is not None]
-        states = context.run(images, "test", options.eval_images, factories, observers)
-        with context.timed("eigenvalues"):
-            for name in group:
-                spectrum = getattr(states[name][-1], "spectrum", None) if ranks else None
-                if spectrum is not None:
-                    part.arrays[f"{images.name}|test|{name}"] = spectrum.cpu().numpy()
-        # The network's own accuracy comes with every group: once is enough.
-        if number:
-            states.pop("network", None)
-        part.rows += context.rows(states, images, "test")
+        if options.wants("cka") and not number:  # they see all layers, and once is enough
+            observers += [similarity, change]
+        states = context.run(images, "test", options.eval_images, plan.measures(group, fitted), observers)
+        if number:  # the network's own accuracy comes with every pass
+            states.pop(NETWORK, None)
+        part.rows += fitted.rows + measured(context, plan, states)
         if agreement in observers:
             part.rows += rows_of(context, agreement.values(), images)
-    if change is not None and similarity is not None:
+        for name in group if ranks else ():
+            moments: Any = states[name][-1]
+            if moments.spectrum is not None:
+                part.arrays[f"{images.name}|test|{name}"] = moments.spectrum.cpu().numpy()
+    if options.wants("cka"):
         part.rows += rows_of(context, change.values(), images)
-        found = similarity.compute()
-        part.arrays["cka/names"] = np.array(found.names)
-        part.arrays["cka/value"], part.arrays["cka/se"] = found.value.numpy(), found.se.numpy()
+        part.arrays |= map_arrays("cka", similarity.compute())
     return part
 
 
 def other_set(context: Context, images: ImageSet) -> Part:
     """An out-of-distribution set: ridge probes on the frozen layers, fitted on its training images."""
-    part = Part()
-    if not context.options.wants("ridge"):
-        return part
-    for group in context.groups(moment_bytes(images.num_classes)):
-        fitted = fit(context, images, group, ())
-        states = context.run(
-            images, "test", context.options.eval_images, score_factories(fitted, images, means=False)
-        )
-        part.rows += context.rows(states, images, "test")
+    part, options = Part(), context.options
+    plan = Plan(images, images.size("train", options.fit_images))
+    for group in context.groups(plan.nbytes) if options.wants("ridge") else ():
+        factories = plan.measures(group, fit(context, plan, group))
+        part.rows += measured(context, plan, context.run(images, "test", options.eval_images, factories))
     return part
 
 
-def fit(
-    context: Context,
-    images: ImageSet,
-    group: Sequence[str],
-    collapse: tuple[str, ...],
-    taps: Taps | None = None,
-) -> Fitted:
-    """Probes of a group of layers from one pass over the training images.
-
-    Layers with more columns than there are images are solved by the dual, from their features.
-    """
-    taps, options = taps or context.taps, context.options
-    count = images.size("train", options.fit_images)
+def fit(context: Context, plan: Plan, group: Sequence[str], taps: Taps | None = None) -> Fitted:
+    """Probes and class means of a group of layers from one pass over the training images."""
+    taps, images, options, found = taps or context.taps, plan.images, context.options, Fitted()
+    if not plan.fits:
+        return found
     dims = {tap.name: tap.dim for tap in [taps.input, *taps.layers] if tap.name in group}
-    dual = [name for name, dim in dims.items() if dim > count]
-    primal = [name for name in dims if name not in dual]
-    if not options.wants("ridge", "additions") and not collapse:
-        return Fitted()
-    sample = FeatureSample(count, options.memory)
-    states = context.run(
-        images,
-        "train",
-        options.fit_images,
-        [of(primal, lambda tap: MomentMeasures(tap.dim, images.num_classes, collapse))],
-        [Only(dual, sample)] if dual else [],
-        taps,
-    )
-    states.pop("network", None)
-    found = Fitted()
+    dual = [name for name, dim in dims.items() if plan.dual(dim)]
+    sample = FeatureSample(plan.count, options.memory)
+
+    def moments(tap: Tap) -> MomentMeasures | None:
+        wanted = tap.name in group and plan.needs_moments(tap.dim)
+        return MomentMeasures(tap.dim, images.num_classes, plan.collapse) if wanted else None
+
+    held = [Only(dual, sample)] if dual else []
+    states = context.run(images, "train", options.fit_images, [moments], held, taps)
+    states.pop(NETWORK, None)
+    what = f"{images.name}: probes"
     with context.timed("solving"):
-        for name in group:
+        for done, name in enumerate(group):
+            context.progress(what, done, len(group))
+            state = states[name][0]
+            if plan.collapse:
+                found.means[name] = nearest_mean_head(moments_of(state))
             if name in dual:
-                found.ridge[name] = ridge(
-                    sample.features[name], sample.target, images.num_classes, options.alpha
-                )
-                continue
-            moments = moments_of(states[name][0])
-            found.ridge[name] = ridge_from_moments(moments, options.alpha)
-            if collapse:
-                found.means[name] = nearest_mean_head(moments)
-        if collapse:
-            found.rows = context.rows(states, images, "train", taps)
+                rows, target = sample.features[name], sample.target
+                found.ridge[name] = ridge(rows, target, images.num_classes, options.alpha)
+            elif plan.ridge:
+                found.ridge[name] = ridge_from_moments(moments_of(state), options.alpha)
+        context.progress(what, len(group), len(group))
+        found.rows = context.rows(states, images, "train", taps)
     sample.close()
     return found
 
 
-def score_factories(fitted: Fitted, images: ImageSet, means: bool, variant: str = "ridge") -> list[Factory]:
-    """Measures that score what was fitted."""
+def measured(context: Context, plan: Plan, states: States, taps: Taps | None = None) -> list[Row]:
+    """Rows of a pass over the test images; eigenvalues, which take long, are told layer by layer."""
+    if not plan.scored:
+        return context.rows(states, plan.images, "test", taps)
+    rows, what = [], f"{plan.images.name}: eigenvalues"
+    with context.timed("eigenvalues"):
+        for done, (name, found) in enumerate(states.items()):
+            context.progress(what, done, len(states))
+            rows += context.rows({name: found}, plan.images, "test", taps)
+    context.progress(what, len(states), len(states))
+    return rows
 
-    def probe(tap: Tap) -> ProbeScores | None:
-        head = fitted.ridge.get(tap.name)
-        return None if head is None else ProbeScores(head, variant, images.num_classes)
 
-    def nearest(tap: Tap) -> ProbeAccuracy | None:
-        head = fitted.means.get(tap.name)
-        return None if head is None else ProbeAccuracy(head, "fit means", measure="ncm_accuracy")
-
-    return [probe, nearest] if means else [probe]
-
-
-def moments_of(measure: object) -> Moments:
+def moments_of(measure: Any) -> Moments:
     """The moments inside a measure, also inside one that was found unusable."""
-    return measure.moments  # type: ignore[attr-defined]
+    return measure.moments
 
 
-def moment_bytes(num_classes: int) -> Callable[[int], int]:
-    """The function from a layer's width to the bytes its moments take."""
-    return lambda dim: Moments.nbytes(dim, num_classes)
+def map_arrays(key: str, found: SimilarityMap) -> dict[str, NDArray[Any]]:
+    """A map of similarities as arrays."""
+    return {
+        f"{key}/names": np.array(found.names),
+        f"{key}/value": found.value.numpy(),
+        f"{key}/se": found.se.numpy(),
+    }
 
 
 def rows_of(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.store import Part
-from tunnel_lightning.analysis.streamed import fit, moment_bytes, score_factories
+from tunnel_lightning.analysis.streamed import Plan, fit, map_arrays, measured
 from tunnel_lightning.measures import FirstComponents, LayerValue
 from tunnel_lightning.measures.functional.blocks import contiguous_blocks
 from tunnel_lightning.taps import TapSpec
@@ -20,27 +18,21 @@ def additions(context: Context) -> Part:
 
     In a block structure the branch reads worse than what it is added to, and the sum hardly better.
     """
-    part, images, spec = Part(), context.own, context.options.taps
+    part, images, options, spec = Part(), context.own, context.options, context.options.taps
     try:
         taps = context.tap(TapSpec("addition", spec.pool, spec.max_features, spec.seed))
     except ValueError as error:
         if "addition" not in str(error):
             raise
-        part.extra["note"] = "the network has no residual additions, so there are no probes round them"
+        context.note("the network has no residual additions, so there are no probes round them")
         return part
     try:
-        for group in context.groups(moment_bytes(images.num_classes), taps):
-            fitted = fit(context, images, group, (), taps)
-            states = context.run(
-                images,
-                "test",
-                context.options.eval_images,
-                score_factories(fitted, images, means=False, variant="ridge@addition"),
-                taps=taps,
-                what=f"{images.name} test, round additions",
-            )
-            states.pop("network", None)
-            part.rows += context.rows(states, images, "test", taps)
+        plan = Plan(images, images.size("train", options.fit_images))
+        for group in context.groups(plan.nbytes, taps):
+            factories = plan.measures(group, fit(context, plan, group, taps), variant="ridge@addition")
+            what = f"{images.name} test, round additions"
+            states = context.run(images, "test", options.eval_images, factories, taps=taps, what=what)
+            part.rows += measured(context, plan, states, taps)
     finally:
         taps.remove()
     return part
@@ -72,8 +64,7 @@ def blocks(context: Context) -> Part:
         ("cka_all_no_dominant", found.without_dominant),
         ("pc1_cosine", found.cosine),
     ):
-        part.arrays[f"{key}/names"] = np.array(each.names)
-        part.arrays[f"{key}/value"], part.arrays[f"{key}/se"] = each.value.numpy(), each.se.numpy()
+        part.arrays |= map_arrays(key, each)
     shares = zip(found.names, found.fraction.tolist(), found.fraction_se.tolist(), strict=True)
     n = images.size("test", limit)
     part.rows = [
@@ -83,7 +74,6 @@ def blocks(context: Context) -> Part:
             "test",
         )
         for name, value, se in shares
-        if name in names
     ]
     part.extra["blocks"] = {
         "map": "cka_all",

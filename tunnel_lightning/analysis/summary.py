@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.measures import (
     LayerValue,
     id_ood_alignment,
@@ -53,9 +54,7 @@ def transfer_rows(context: Context, rows: Sequence[Row]) -> list[Row]:
     return found
 
 
-def summarise(
-    context: Context, rows: Sequence[Row], extra: Mapping[str, Any], seconds: Mapping[str, float], flops: int
-) -> dict[str, Any]:
+def summarise(context: Context, rows: Sequence[Row], parts: Sequence[Part], flops: int) -> dict[str, Any]:
     """The summary of an analysis, plain values; its keys are told in docs/analysis.md."""
     subject, own, layers = context.subject, context.own, context.taps.layers
     at = [row for row in rows if row.step == subject.step]
@@ -91,8 +90,8 @@ def summarise(
         "transfer": transfer,
         "mean_retained": mean,
         "strength": strength_bin(mean),
-        "blocks": extra.get("blocks"),
-        "penalty": extra.get("penalty", {}),
+        "blocks": next((part.extra["blocks"] for part in parts if "blocks" in part.extra), None),
+        "penalty": {k: v for part in parts for k, v in part.extra.get("penalty", {}).items()},
         "settings": {
             **context.options.settings(),
             "precision": context.fabric._precision.precision,
@@ -104,8 +103,8 @@ def summarise(
             "device": str(context.fabric.device),
             "processes": context.fabric.world_size,
         },
-        "seconds": dict(seconds),
-        "notes": [*subject.notes, *extra.get("notes", [])],
+        "seconds": {what: round(value, 2) for part in parts for what, value in part.seconds.items()},
+        "notes": [*subject.notes, *context.notes],
     }
 
 

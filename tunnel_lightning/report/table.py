@@ -110,12 +110,13 @@ def profile_table(
     return table
 
 
-def print_profile(run: Run, console: Console | None = None) -> None:
+def print_profile(run: Run, console: Console | None = None, folder: str = "run folder") -> None:
     """Print a run's profile: the table, what each rule says in words, and where to look further.
 
     Args:
         run: the run; one without probes and ranks gets the last part alone.
         console: default: standard output, 80 columns where it is no terminal.
+        folder: what the run's folder is called.
     """
     from rich.console import Console
     from rich.table import Table
@@ -144,7 +145,7 @@ def print_profile(run: Run, console: Console | None = None) -> None:
         console.print(words)
         console.print()
     # Commands and paths are never broken over lines: they are there to be copied.
-    console.print(Text(f"run folder   {run.path}"), soft_wrap=True)
+    console.print(Text(f"{folder:<13}{run.path}"), soft_wrap=True)
     if any(Path(run.path).glob("events.out.tfevents.*")):
         command = f"tensorboard --logdir {shlex.quote(str(run.path))}"
         console.print(Text(f"TensorBoard  {command}"), soft_wrap=True)

@@ -55,8 +55,10 @@ def atomic(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except BaseException:
+    except BaseException as error:
         beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is said where it is
         raise
 
 

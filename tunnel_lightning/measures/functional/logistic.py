@@ -139,6 +139,7 @@ def logistic_path(
         raise ValueError("logistic_path needs at least one penalty to choose, got none")
     check(features, target, num_classes, min(penalties))
     strongest_first = sorted(set(penalties), reverse=True)
+    target = target.to(features.device)
     kept, held = stratified_split(target, holdout, seed)
     problem = SoftmaxProblem.of(features[kept], target[kept], num_classes)
     if problem is None or not bool(torch.isfinite(features[held]).all()):
@@ -207,8 +208,8 @@ def stratified_split(target: Tensor, holdout: float, seed: int = 0) -> tuple[Ten
 
     Example:
         >>> kept, held = stratified_split(torch.arange(10) % 2, 0.2)
-        >>> len(kept), (held % 2).tolist()
-        (8, [0, 1])
+        >>> len(kept), (held % 2).bincount().tolist()
+        (8, [1, 1])
     """
     labels = target.cpu()
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))

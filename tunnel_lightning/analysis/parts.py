@@ -1,0 +1,231 @@
+"""The parts of an analysis, done in turn; finished ones are kept, and in the end all are written as one folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.held import FITTED, held_set
+from tunnel_lightning.analysis.options import SAMPLE_MAPS, STREAMED
+from tunnel_lightning.analysis.over_time import at_checkpoint, weight_changes, weights_of
+from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.analysis.store import Part, Store, fingerprint, images_key, tensors_key
+from tunnel_lightning.analysis.streamed import other_set, own_set
+from tunnel_lightning.analysis.structure import additions, blocks
+from tunnel_lightning.analysis.subject import reload
+from tunnel_lightning.analysis.summary import summarise, transfer_rows
+from tunnel_lightning.callbacks.places import flops_by_path, layer_infos
+from tunnel_lightning.report import write_report
+from tunnel_lightning.report.build import REPORT_FILE
+from tunnel_lightning.runs import SimilarityMap, package_versions, write_analysis
+from tunnel_lightning.runs.analysis import SUMMARY_FILE
+from tunnel_lightning.runs.schema import MANIFEST_FILE
+
+PARTS_FOLDER = "parts"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A part to be done.
+
+    Attributes:
+        name: of its file.
+        title: for people.
+        images: the set it reads.
+        measures: those that decide what it finds, of the options'.
+        do: makes it.
+    """
+
+    name: str
+    title: str
+    images: ImageSet
+    measures: Sequence[str]
+    do: Callable[[], Part]
+
+
+def tasks_of(context: Context) -> list[Task]:
+    """The parts of an analysis in the order in which they are done."""
+    wants, own = context.options.wants, context.own
+
+    def task(kind: str, images: ImageSet, measures: Sequence[str], make: Callable[[], Part]) -> Task:
+        title = f"{images.name}: {', '.join(wants(*measures)) or 'accuracy'}"
+        return Task(f"{kind}-{images.name}", title, images, measures, make)
+
+    found = [task("profile", own, STREAMED, partial(own_set, context))]
+    if wants("ridge"):
+        for images in context.others:
+            found.append(task("transfer", images, ("ridge",), partial(other_set, context, images)))
+    if wants("additions"):
+        found.append(task("additions", own, ("additions",), partial(additions, context)))
+    if wants("blocks"):
+        found.append(task("blocks", own, ("blocks",), partial(blocks, context)))
+    for images in (own, *context.others):
+        measures = (*FITTED, "knn", "tsne", *SAMPLE_MAPS) if images is own else FITTED
+        if wants(*measures):
+            found.append(task("held", images, measures, partial(held_set, context, images)))
+    return found
+
+
+def perform(context: Context, folder: Path, checkpoints: Sequence[Path] = ()) -> None:
+    """Measure everything, part by part, and write the analysis folder.
+
+    A part that was finished before, of the same network, images and settings, is read and not measured again.
+
+    Args:
+        context: the analysis.
+        folder: where it is written.
+        checkpoints: of the network's run, in order, for the development over time.
+
+    Raises:
+        ValueError: the folder is a run's own, or another analysis writes to it.
+        OSError: it can't be written; there is no summary then.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        raise ValueError(
+            f"{folder} is a run folder: choose another place for the analysis, as {folder / 'analysis'}"
+        )
+    flops = flops_by_path(context.model, context.subject.network, context.example)
+    with alone(context, folder / PARTS_FOLDER):
+        store = Store(folder / PARTS_FOLDER)
+        parts = [finish(context, store, task) for task in tasks_of(context)]
+        if checkpoints:
+            parts += develop(context, store, checkpoints)
+        if context.fabric.is_global_zero:
+            write(context, folder, parts, flops)
+        context.fabric.barrier("written")
+
+
+@contextmanager
+def alone(context: Context, folder: Path) -> Iterator[None]:
+    """Let no other analysis write to a folder meanwhile; one that stays empty is not left behind."""
+    if not context.fabric.is_global_zero:
+        yield
+        return
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"another analysis is writing to {folder.parent}: wait for its end, or choose another --out"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):
+            for place in made:
+                place.rmdir()
+
+
+def finish(context: Context, store: Store, task: Task) -> Part:
+    """A part, from the store where it was finished before; kept there when it is done now."""
+    key = key_of(context, task)
+    found = store.load(task.name, key)
+    if found is None:
+        before, context.notes, context.seconds = context.notes, [], {}
+        start = time.perf_counter()
+        found = task.do()
+        seconds = time.perf_counter() - start
+        steps = {f"{task.title}: {step}": value for step, value in context.seconds.items()}
+        found.seconds = {task.title: seconds, **steps}
+        found.extra["notes"], context.notes = context.notes, before
+        if context.fabric.is_global_zero:
+            store.save(task.name, key, found)
+        context.fabric.barrier(task.name)  # the others look for the next part when this one is there
+        context.progress(f"{seconds:7.1f} s  {task.title}", 0, 0)
+    else:
+        context.progress(f"     kept  {task.title}", 0, 0)
+    for note in found.extra["notes"]:
+        context.note(note)
+    return found
+
+
+def key_of(context: Context, task: Task) -> str:
+    """A short text that changes with everything that decides what a part finds."""
+    subject, options = context.subject, context.options
+    return fingerprint(
+        package_versions(),  # which the summary states for all parts
+        {**options.settings(), "measures": options.wants(*task.measures)},
+        str(context.fabric._precision.precision),
+        (subject.run_id, subject.step, subject.epoch, subject.matches),
+        str(subject.model),
+        tensors_key(subject.model.state_dict()),
+        images_key(task.images),
+    )
+
+
+def develop(context: Context, store: Store, checkpoints: Sequence[Path]) -> list[Part]:
+    """The profile at every checkpoint; the network holds the analysed one again afterwards."""
+    subject, parts = context.subject, []
+    assert subject.run is not None, "only a run has checkpoints"
+    analysed, step = subject.run / subject.checkpoint, subject.step
+    before: dict[str, Tensor] | None = None
+    measures = context.options.wants("ridge", "ranks")
+    try:
+        for path in checkpoints:
+            reload(subject, path)
+            if subject.step != step:
+                name = f"step {subject.step}"
+                task = Task(
+                    name,
+                    f"{name}: {', '.join(measures) or 'accuracy'}",
+                    context.own,
+                    measures,
+                    partial(at_checkpoint, context),
+                )
+                parts.append(finish(context, store, task))
+            after = weights_of(context)
+            if before is not None:
+                parts.append(Part(weight_changes(context, before, after)))
+            before = after
+    finally:
+        reload(subject, analysed)
+    return parts
+
+
+def write(context: Context, folder: Path, parts: Sequence[Part], flops: Mapping[str, int]) -> None:
+    """Write the files of the analysis and its page."""
+    rows = [row for part in parts for row in part.rows]
+    rows += transfer_rows(context, rows)
+    rows.sort(key=lambda r: (r.step, r.dataset, r.split, r.measure, r.variant, r.index))
+    arrays = {key: array for part in parts for key, array in part.arrays.items()}
+    page = folder / REPORT_FILE
+    page.unlink(missing_ok=True)
+    write_analysis(
+        folder,
+        rows,
+        layer_infos(context.taps, flops),
+        maps_of(arrays),
+        {key: array for key, array in arrays.items() if "|" in key},
+        {key.removeprefix("tsne/"): array for key, array in arrays.items() if key.startswith("tsne/")},
+        summarise(context, rows, parts, flops.get("", 0)),
+    )
+    try:
+        write_report([folder], page)
+    except BaseException:
+        (folder / SUMMARY_FILE).unlink()  # which says that everything is there
+        raise
+
+
+def maps_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, SimilarityMap]:
+    """The similarity maps among the arrays of all parts."""
+    names = [key.removesuffix("/value") for key in arrays if key.endswith("/value")]
+    return {
+        name: SimilarityMap(
+            [str(layer) for layer in arrays[f"{name}/names"]], arrays[f"{name}/value"], arrays[f"{name}/se"]
+        )
+        for name in names
+    }
