@@ -15,6 +15,7 @@ from tunnel_lightning.analysis import findings
 from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.compare import command, compare
 from tunnel_lightning.analysis.findings import along_depth
+from tunnel_lightning.analysis.sets import mixed
 from tunnel_lightning.analysis.subject import load_run_subject
 from tunnel_lightning.analysis.together import gather
 from tunnel_lightning.data import Digits
@@ -81,7 +82,8 @@ def features(run):
     for start in range(0, 360, 256):
         outs: list[np.ndarray] = []
         handles = [layer.register_forward_hook(partial(keep, outs)) for layer in layers]
-        x = torch.cat([x for x, _ in subject.data.test_dataloader()])[start : start + 256]
+        x = torch.cat([x for x, _ in subject.data.test_dataloader()])
+        x = x[mixed(len(x))][start : start + 256]
         with torch.no_grad():
             scores = subject.network.eval()(x)
         for handle in handles:
@@ -118,7 +120,7 @@ def test_map_against_the_estimator_written_out(runs, three):
 
 
 def test_each_network_sees_the_images_its_own_way(runs, three):
-    labels = torch.cat([y for _, y in Digits().test_dataloader()]).numpy()
+    labels = torch.cat([y for _, y in Digits().test_dataloader()])[mixed(359)].numpy()
     for name, each in zip(("one", "two", "deep"), three.summary["runs"], strict=True):
         scores = np.concatenate([scores for _, scores in features(runs[name])])
         assert each["accuracy"]["value"] == pytest.approx(np.mean(scores.argmax(1) == labels))

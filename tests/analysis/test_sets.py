@@ -38,8 +38,10 @@ def test_a_datamodule_is_read_alike_each_time_and_unaugmented():
     assert torch.equal(first, again)
     assert torch.equal(labels, images.labels("train"))
     plain_images, plain_labels = gather(data.train_dataloader().fixed())
-    assert torch.equal(first, plain_images)
-    assert torch.equal(labels, plain_labels)
+    order = images.numbers("train")
+    assert not torch.equal(order, order.sort().values), "a set that lies class after class is mixed"
+    assert torch.equal(first[order.argsort()], plain_images)
+    assert torch.equal(labels[order.argsort()], plain_labels)
     assert first.dtype == torch.float32
     assert labels.dtype == torch.int64
     assert random.getstate() == random_state[0]
@@ -88,14 +90,20 @@ def test_someone_elses_datamodule():
     images = ImageSet.of(Bare())
     assert (images.name, images.num_classes, images.class_names) == ("Bare", 4, ["0", "1", "2", "3"])
     assert images.splits == ["train", "val"]
-    assert torch.equal(gather(images.batches("train"))[0], Images(60, 0, classes=4).x)
+    assert torch.equal(gather(images.batches("train"))[0], Images(60, 0, classes=4).x[images.numbers("train")])
     with pytest.raises(ValueError, match="Bare has no test images: give it a test_dataloader"):
         images.batches("test")
 
 
 def test_the_images_of_a_limit_are_spread_over_the_set():
     x, _ = gather(plain(numbered(100)).batches("test", 5))
-    assert x[:, 0, 0, 0].tolist() == [0, 25, 50, 74, 99]
+    assert x[:, 0, 0, 0].sort().values.tolist() == [0, 25, 50, 74, 99]
+
+
+def test_batches_of_a_set_that_lies_class_after_class_hold_all_classes():
+    data = TensorDataset(torch.zeros(400, 1, 2, 2), torch.arange(400) // 100)
+    for _, y in plain(data, batch_size=100).batches("test"):
+        assert torch.bincount(y, minlength=4).min() > 10
 
 
 class Reads(Dataset):

@@ -26,6 +26,9 @@ T = TypeVar("T")
 class ImageSet:
     """A set of labelled images, read alike in every pass: unaugmented, in a fixed order, in fixed batches.
 
+    The order is random, the same each time: a set that lies class after class would else give batches of one class,
+    and what is averaged over batches (minibatch CKA) would be similarity within a class.
+
     Images that a set of someone else's draws at random on each reading are drawn again in each pass.
 
     Attributes:
@@ -159,6 +162,14 @@ class ImageSet:
         """
         return Batches(self._fixed(split, n), self.num_classes, f"{self.name} ({split})")
 
+    def numbers(self, split: str, n: int | None = None) -> Tensor:
+        """Places in the set, int64 ``[N]``, of the images that ``batches`` of the same arguments give."""
+        fixed = self._fixed(split, n)
+        if isinstance(fixed, DataLoader):
+            return torch.as_tensor(fixed.dataset.indices)  # type: ignore[attr-defined]
+        rows = getattr(fixed, "_subset", None)
+        return torch.arange(self.size(split, n)) if rows is None else rows
+
     def size(self, split: str, n: int | None = None) -> int:
         """Images that ``batches`` of the same arguments give."""
         fixed = self._fixed(split, n)
@@ -212,8 +223,9 @@ class ImageSet:
         loader = self.loader(split)
         fixed: Any = fixed_batches(loader, n)
         if isinstance(fixed, DataLoader):
+            chosen: Any = fixed.dataset
             return DataLoader(
-                fixed.dataset,
+                Subset(chosen.dataset, [chosen.indices[i] for i in mixed(len(chosen)).tolist()]),
                 self.batch_size,
                 collate_fn=fixed.collate_fn,
                 pin_memory=fixed.pin_memory,
@@ -224,6 +236,8 @@ class ImageSet:
             )
         fixed = copy.copy(fixed)
         fixed.batch_size = self.batch_size
+        if isinstance(fixed, ImageLoader) and fixed._subset is not None:
+            fixed._subset = fixed._subset[mixed(len(fixed._subset))]
         return fixed
 
 
@@ -253,6 +267,16 @@ class Batches:
             x, y = images_of(batch).float(), target_of(batch)
             _check_labels(y, self.num_classes, self.where)
             yield x, y.long()
+
+
+def mixed(count: int) -> Tensor:
+    """An order of so many images, int64 ``[count]``: random, and the same each time.
+
+    Example:
+        >>> bool((mixed(100) == mixed(100)).all()), mixed(100)[:3].tolist() == [0, 1, 2]
+        (True, False)
+    """
+    return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
 def shard(batches: Iterable[T], rank: int, world: int) -> Iterator[T]:

@@ -196,8 +196,10 @@ def see(
             target.append(batch[0][1].cpu())
             if progress is not None:
                 progress(what, done + 1, total)
-    found = {i: torch.cat(each).cpu().numpy() for i, each in answers.items()}
-    return Seen(similarity.compute(), found, torch.cat(target).numpy())
+    # In the order of the set, so that an image has the same number in every comparison.
+    order = members[0].images.numbers(SPLIT, images).argsort()
+    found = {i: torch.cat(each).cpu()[order].numpy() for i, each in answers.items()}
+    return Seen(similarity.compute(), found, torch.cat(target)[order].numpy())
 
 
 def check_memory(members: Sequence[Member], images: int | None, memory_limit: int) -> None:
