@@ -29,6 +29,7 @@ from tunnel_lightning.analysis.progress import Bars
 from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
+from tunnel_lightning.report.static import FORMATS
 from tunnel_lightning.runs import read_manifest
 from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE
 
@@ -94,6 +95,8 @@ class Request:
         for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"no {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        if wrong := [each for each in self.formats if each not in FORMATS]:
+            raise ValueError(f"no format {wrong[0]!r} of figures: choose among {', '.join(FORMATS)}")
         if self.processes < 1:
             raise ValueError(f"processes must be at least 1, got {self.processes}")
 

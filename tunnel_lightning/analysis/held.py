@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from tunnel_lightning.analysis.context import Context
@@ -30,6 +29,7 @@ FITTED = ("logistic", *RECIPES)
 """Probes that are trained; the others are solved in closed form."""
 PICTURED = 1_000
 """Images of a picture: t-SNE takes time with their square, and more would hide each other."""
+FEWEST = 10
 MAPPED = 2_000
 """Images of a similarity of two whole matrices: memory takes their square."""
 NEIGHBOURS = 20
@@ -56,26 +56,19 @@ def held_set(context: Context, images: ImageSet) -> Part:
                 part.rows += rows_of(context, nearest(context, train, test), images)
         train.close()
         test.close()
-    if own and options.wants("tsne", *SAMPLE_MAPS):
-        part.arrays |= whole(context, images)
-    return part
-
-
-def whole(context: Context, images: ImageSet) -> dict[str, np.ndarray]:
-    """Maps of all pairs of layers, and pictures of some: on the test features of all layers at once."""
-    arrays: dict[str, np.ndarray] = {}
-    maps = context.options.wants(*SAMPLE_MAPS)
-    names = [tap.name for tap in [context.taps.input, *context.taps.layers]]
-    chosen = pictured(context) if context.options.wants("tsne") else []
-    sample = hold(context, images, names if maps else chosen, "test")
-    with context.timed("sample maps"):
+    if own and (maps := options.wants(*SAMPLE_MAPS)):
+        names = [tap.name for tap in [context.taps.input, *context.taps.layers]]
+        sample = hold(context, images, names, "test", MAPPED)
         for kind in maps:
-            arrays |= all_pairs(context, kind, sample.features)
-    if chosen:
-        with context.timed("pictures"):
-            arrays |= picture(context, {name: sample.features[name] for name in chosen}, sample.target)
-    sample.close()
-    return arrays
+            with context.timed(kind):
+                part.arrays |= all_pairs(context, kind, {name: sample.features[name] for name in names})
+        sample.close()
+    if own and options.wants("tsne"):
+        sample = hold(context, images, pictured(context), "test", PICTURED)
+        with context.timed("tsne"):
+            part.arrays |= pictures(context, sample)
+        sample.close()
+    return part
 
 
 def limit_of(context: Context, split: str) -> int:
@@ -85,9 +78,11 @@ def limit_of(context: Context, split: str) -> int:
     return min(options.sample, asked or options.sample)
 
 
-def hold(context: Context, images: ImageSet, group: Sequence[str], split: str) -> FeatureSample:
-    """The features of a group of layers, from one pass over a sample."""
-    limit = limit_of(context, split)
+def hold(
+    context: Context, images: ImageSet, group: Sequence[str], split: str, most: int | None = None
+) -> FeatureSample:
+    """The features of a group of layers, from one pass over a sample, spread evenly over the split."""
+    limit = min(limit_of(context, split), most or context.options.sample)
     sample = FeatureSample(images.size(split, limit), context.options.memory)
     context.run(images, split, limit, observers=[Only(group, sample)], what=f"{images.name} {split}, held")
     return sample
@@ -154,8 +149,9 @@ def all_pairs(context: Context, kind: str, features: Mapping[str, Tensor]) -> di
     """One similarity of all pairs of layers on the sample, as a map."""
     names, what = list(features), f"{kind} of all pairs"
     context.progress(what, 0, len(names))
-    rows = [x[:MAPPED] for x in features.values()]
-    value = pairwise(kind, rows, lambda done, total: context.progress(what, done, total)).numpy()
+    value = pairwise(
+        kind, list(features.values()), lambda done, total: context.progress(what, done, total)
+    ).numpy()
     return {
         f"{kind}/names": np.array(names),
         f"{kind}/value": value,
@@ -169,7 +165,7 @@ def pictured(context: Context) -> list[str]:
     return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
 
 
-def picture(context: Context, features: Mapping[str, Tensor], target: Tensor) -> dict[str, np.ndarray]:
+def pictures(context: Context, sample: FeatureSample) -> dict[str, np.ndarray]:
     """Places of images in two dimensions by t-SNE (van der Maaten & Hinton, 2008), perplexity 30 as the tunnel paper.
 
     The features' first 50 principal components stand for them, as is usual.
@@ -178,17 +174,18 @@ def picture(context: Context, features: Mapping[str, Tensor], target: Tensor) ->
     from sklearn.manifold import TSNE
 
     found: dict[str, np.ndarray] = {}
-    for done, (name, x) in enumerate(features.items()):
-        context.progress("pictures", done, len(features))
-        rows = x[:PICTURED].cpu().double()
-        if len(rows) < 10 or not bool(torch.isfinite(rows).all()):
+    seed, layers = context.options.seed, sample.features
+    for done, (name, x) in enumerate(layers.items()):
+        context.progress("pictures", done, len(layers))
+        rows = x.double().numpy()
+        # t-SNE ends the process on a layer without variance; NaN is not above anything.
+        if len(rows) < FEWEST or rows.shape[1] < 2 or not 0 < np.ptp(rows, 0).max() < math.inf:
             continue
-        seed = context.options.seed
-        few = PCA(min(50, *rows.shape), random_state=seed).fit_transform(rows.numpy())
+        few = PCA(min(50, *rows.shape), random_state=seed).fit_transform(rows)
         perplexity = min(30.0, (len(rows) - 1) / 3)
         places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(few)
         found[f"tsne/{name}"] = places.astype(np.float32)
-    context.progress("pictures", len(features), len(features))
+    context.progress("pictures", len(layers), len(layers))
     if found:
-        found["tsne/labels"] = target[:PICTURED].cpu().numpy()
+        found["tsne/labels"] = sample.target.numpy().copy()
     return found

@@ -30,7 +30,9 @@ class Options:
 
     Attributes:
         taps: which layers, and how their outputs become features.
-        measures: some of ``MEASURES``, as a list or with commas between.
+        measures: a list, or with commas between: ridge, ranks, variance, collapse and cka, in passes over all images;
+            logistic, masarczyk, harun and nguyen (trained probes), knn, tsne, rbf_cka, procrustes, svcca and pwcca,
+            on a sample; additions (probes round residual additions) and blocks (every output, unpooled).
         fit_images: training images of each set the ridge probes are fitted on; None for all.
         eval_images: test images of each set everything is scored on; None for all.
         sample: training and test images of each set whose features are held, for what can't be streamed.
@@ -66,6 +68,8 @@ class Options:
         if unknown or not self.measures:
             said = f"no measure {unknown[0]!r}" if unknown else "no measures"
             raise ValueError(f"{said}: choose among {', '.join(MEASURES)}")
+        if self.taps.pool == "gram":
+            raise ValueError("taps.pool 'gram' has no features to measure: choose another pool, such as 2x2")
         least = {"fit_images": 2, "eval_images": 2, "sample": 2, "block_images": 8}
         for name, low in least.items():
             value = getattr(self, name)
@@ -95,12 +99,13 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "masarczyk": {
         "pool": "flatten",
         "max_features": 8000,
-        "measures": ("ridge", "ranks", "variance", "masarczyk"),
+        "measures": ("ranks", "variance", "masarczyk"),
     },
-    "harun": {"pool": "2x2", "max_features": None, "measures": ("ridge", "ranks", "harun")},
+    "harun": {"pool": "2x2", "max_features": None, "measures": ("ranks", "harun")},
     "nguyen": {"pool": "flatten", "max_features": 8000, "measures": ("cka", "blocks", "additions")},
 }
-"""The papers' own protocols: how features are made, and which probe is trained by which recipe."""
+"""The papers' own protocols: how features are made, and which probe is trained by which recipe; it alone, so that
+tunnel and transfer are told by it."""
 
 
 def with_protocol(options: Options, protocol: str | None) -> Options:

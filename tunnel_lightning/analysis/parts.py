@@ -200,7 +200,9 @@ def write(context: Context, folder: Path, parts: Sequence[Part], flops: Mapping[
     """Write the files of the analysis and its page."""
     rows = [row for part in parts for row in part.rows]
     rows += transfer_rows(context, rows)
-    rows.sort(key=lambda r: (r.step, r.dataset, r.split, r.measure, r.variant, r.index))
+    # The in-distribution set first: readers take it for that where the network's own accuracy is not known.
+    own = context.own.name
+    rows.sort(key=lambda r: (r.step, r.dataset != own, r.dataset, r.split, r.measure, r.variant, r.index))
     arrays = {key: array for part in parts for key, array in part.arrays.items()}
     page = folder / REPORT_FILE
     page.unlink(missing_ok=True)
@@ -222,7 +224,9 @@ def write(context: Context, folder: Path, parts: Sequence[Part], flops: Mapping[
 
 def maps_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, SimilarityMap]:
     """The similarity maps among the arrays of all parts."""
-    names = [key.removesuffix("/value") for key in arrays if key.endswith("/value")]
+    names = [
+        key.removesuffix("/value") for key in arrays if key.endswith("/value") and not key.startswith("tsne/")
+    ]
     return {
         name: SimilarityMap(
             [str(layer) for layer in arrays[f"{name}/names"]], arrays[f"{name}/value"], arrays[f"{name}/se"]

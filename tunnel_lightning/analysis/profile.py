@@ -21,7 +21,6 @@ from tunnel_lightning.analysis.sets import ImageSet, distinct
 from tunnel_lightning.analysis.subject import subject_of
 from tunnel_lightning.report import depth_profile, write_report
 from tunnel_lightning.runs import Analysis, Row, Tunnel, load_analysis
-from tunnel_lightning.taps import untouched_rng
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +67,7 @@ def analyze(
     model: nn.Module,
     train: Any,
     test: Any,
-    ood: Mapping[str, tuple[Any, Any]] | Sequence[LightningDataModule] = (),
+    ood: Mapping[str, tuple[Any, Any]] | Sequence[LightningDataModule] | None = None,
     *,
     num_classes: int | None = None,
     name: str | None = None,
@@ -88,7 +87,8 @@ def analyze(
         train: training images the probes are fitted on: a DataLoader, or a data set of (image, label).
         test: images everything is scored on, likewise.
         ood: other sets, ``{name: (train, test)}`` or datamodules; probes are fitted and scored on each. Those of
-            this package are shown at the image size of ``train`` from here on.
+            this package are shown at the image size of ``train`` from here on. By default Glyphs where these are
+            images; an empty list for none.
         num_classes: by default one more than the largest training label.
         name: title of the network.
         dataset: name of the in-distribution set.
@@ -119,14 +119,16 @@ def analyze(
     if isinstance(ood, Mapping):
         others = [ImageSet.from_loaders(key, *pair) for key, pair in ood.items()]
     else:
-        add_transfer(subject, ood, own.image_shape, None)
+        shape = own.image_shape
+        add_transfer(subject, () if ood is None and len(shape) != 3 else ood, shape, None)
         others = [ImageSet.of(data) for data in subject.ood]
     own, *others = distinct([own, *others])
     options = replace(options or Options(), **settings)
     kept = tempfile.TemporaryDirectory() if out is None else None
-    folder = Path(kept.name if kept is not None else str(out))
+    place = kept.name if kept is not None else str(out)
+    folder = Path(fabric.broadcast(place) if fabric is not None else place)  # the first process's
     try:
-        with untouched_rng(), Context(subject, own, others, options, fabric, progress) as context:
+        with Context(subject, own, others, options, fabric, progress) as context:
             perform(context, folder)
     except BaseException:
         if kept is not None:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.measures import (
@@ -68,6 +70,7 @@ def summarise(context: Context, rows: Sequence[Row], parts: Sequence[Part], flop
     mean = sum(retained) / len(retained) if retained else math.nan
     return {
         "run_id": subject.run_id,
+        "dataset": context.own.name,
         "title": subject.title,
         "network": {
             "name": subject.title,
@@ -113,7 +116,7 @@ def _layers(rows: Sequence[Row], dataset: str, variant: str, step: int) -> Curve
 
 
 def _rank(rank: Curve) -> dict[str, Any]:
-    best = int(rank.value.argmax())
+    best = int(np.nan_to_num(rank.value, nan=-1.0).argmax())
     return {
         "first": rank.value[0],
         "max": rank.value[best],
@@ -131,7 +134,7 @@ def _transfer(rows: Sequence[Row], name: str, step: int) -> dict[str, Any] | Non
     measured = {
         r.measure: r.value for r in rows if r.layer == NETWORK and r.dataset == name and r.variant == variant
     }
-    best = int(probe.value.argmax())
+    best = int(np.nan_to_num(probe.value, nan=-1.0).argmax())
     retained = measured.get("ood_retained", math.nan)
     return {
         "variant": variant,

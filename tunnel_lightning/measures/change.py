@@ -35,11 +35,7 @@ class L1Change:
     """
 
     def __init__(self, layers: Sequence[Tap]) -> None:
-        self.pairs = [
-            (a.name, b.name)
-            for a, b in pairwise(layers)
-            if (a.shape, a.dim) == (b.shape, b.dim)
-        ]
+        self.pairs = [(a.name, b.name) for a, b in pairwise(layers) if (a.shape, a.dim) == (b.shape, b.dim)]
         self._sums: Tensor | None = None  # [pairs, 3]: change, size, images
 
     @torch.no_grad()
@@ -52,9 +48,7 @@ class L1Change:
         for row, (first, second) in zip(self._sums, self.pairs, strict=True):
             if first in features and second in features:
                 x, y = features[first].float(), features[second].float()
-                row += torch.stack(
-                    [(y - x).abs().mean(1).sum(), x.abs().mean(1).sum(), x.new_tensor(len(x))]
-                ).double()
+                row += torch.stack([(y - x).abs().mean(1).sum(), x.abs().mean(1).sum(), x.new_tensor(len(x))])
 
     def all_reduce(self, group: dist.ProcessGroup | None = None) -> None:
         """Sum over processes."""

@@ -1,0 +1,467 @@
+"""`analyze` from the command line: runs, networks by name, checkpoints over time, processes, and mistakes."""
+
+import errno
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from tunnel_lightning.__main__ import main
+from tunnel_lightning.analysis import command, parts
+from tunnel_lightning.analysis.command import Request, parse
+from tunnel_lightning.analysis.options import MEASURES, Options
+from tunnel_lightning.analysis.profile import Profile
+from tunnel_lightning.analysis.subject import checkpoints_of, load_run_subject
+from tunnel_lightning.runs import load_analysis
+from tunnel_lightning.taps import TapSpec
+
+FEW = ["--device=cpu", "--fit_images=100", "--eval_images=60", "--sample=60", "--block_images=32"]
+FAST = [*FEW, "--measures=ridge,ranks"]
+
+
+def files(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+# -- a run ------------------------------------------------------------------------------------------------
+
+
+def test_a_run_from_end_to_end(run, capsys):
+    live = (run / "profile.csv").read_bytes()
+    assert main(["analyze", str(run), *FEW]) == 0
+    out, err = capsys.readouterr()
+    folder = run / "analysis"
+    assert {path.name for path in folder.iterdir()} == {
+        *(
+            "profile.csv",
+            "layers.csv",
+            "similarity.npz",
+            "spectrum.npz",
+            "summary.json",
+            "report.html",
+            "parts",
+        )
+    }
+    assert (run / "profile.csv").read_bytes() == live
+    found = load_analysis(run)
+    summary = found.summary
+    assert summary["run_id"] == "tiny/version_0"
+    assert (summary["title"], summary["checkpoint"]) == ("MLP (depth 3, width 16)", "checkpoints/last.ckpt")
+    assert (summary["step"], summary["epoch"]) == (found.run.rows[0].step, 5)
+    assert summary["accuracy"]["n"] == 60
+    assert set(summary["transfer"]) == {"Glyphs"}
+    assert summary["network"]["flops"] > 0
+    assert summary["machine"]["processes"] == 1
+    assert any("shown at 8x8" in note for note in summary["notes"])
+    for line in (
+        "tiny/version_0, epoch 5",
+        "95 % rule",
+        f"analysis     {folder}",
+        f"report       {folder}",
+        "note ",
+    ):
+        assert line in out
+    assert "analysing MLP (depth 3, width 16) on Digits" in err
+    assert "s  Digits: ridge, ranks, variance, collapse, cka" in err
+    assert "Glyphs: logistic" in err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+
+    before = files(folder / "parts")
+    assert main(["analyze", str(run), *FEW]) == 0
+    assert files(folder / "parts") == before
+    assert "kept  Digits: ridge, ranks" in capsys.readouterr().err
+
+
+def test_the_layers_a_run_watched_unless_others_are_named(fit, tmp_path):
+    watched = ["--monitor.taps.layers=activation", "--monitor.taps.pool=avg"]
+    run = fit(tmp_path / "runs", "--trainer.max_epochs=1", *watched)
+    assert parse([str(run)])[1].taps == TapSpec("activation", "avg")
+    assert parse([str(run), "--taps.pool=flatten"])[1].taps == TapSpec("activation", "flatten")
+    assert parse(["--taps.layers=block", str(run)])[1].taps == TapSpec("block", "avg")
+    assert main(["analyze", str(run), *FAST]) == 0
+    names = [layer.name for layer in load_analysis(run).run.layers if layer.role == "layer"]
+    assert names == ["layers.0.act", "layers.1.act", "layers.2.act"]
+
+
+def test_best_last_and_a_path(run):
+    for ckpt, kept in (("best", "best.ckpt"), ("last", "last.ckpt"), ("checkpoints/best.ckpt", "best.ckpt")):
+        assert main(["analyze", str(run), f"--ckpt={ckpt}", *FAST, f"--out={run.parent / 'a'}"]) == 0
+        summary = load_analysis(run.parent / "a").summary
+        state = torch.load(run / "checkpoints" / kept, weights_only=True)
+        assert (summary["checkpoint"], summary["step"]) == (f"checkpoints/{kept}", state["global_step"])
+
+
+def test_all_checkpoints_show_how_it_came_about(run, monkeypatch):
+    networks = []
+    perform = parts.perform
+
+    def spied(context, *args):
+        networks.append(context.subject.network)
+        perform(context, *args)
+
+    monkeypatch.setattr(command, "perform", spied)
+    assert main(["analyze", str(run), "--ckpt=all", *FAST]) == 0
+    rows = load_analysis(run).run.rows
+    paths = {
+        torch.load(path, weights_only=True)["global_step"]: path
+        for path in (run / "checkpoints").glob("*.ckpt")
+    }
+    steps = sorted(paths)
+    assert len(steps) > 2
+    for measure in ("probe_accuracy", "rank_cov", "accuracy"):
+        assert sorted({r.step for r in rows if r.measure == measure and r.dataset == "Digits"}) == steps, (
+            measure
+        )
+    states = {step: torch.load(path, weights_only=True)["state_dict"] for step, path in paths.items()}
+    for name, tensor in networks[0].state_dict().items():
+        assert torch.equal(tensor, states[steps[-1]][f"backbone.{name}"]), "back at the last checkpoint"
+    changes = {(r.layer, r.step): r.value for r in rows if r.measure == "weight_change"}
+    assert sorted({step for _, step in changes}) == steps[1:]
+    for (layer, step), value in changes.items():
+        before, after = (states[each] for each in (steps[steps.index(step) - 1], step))
+        names = [f"backbone.{layer}.{kind}" for kind in ("weight", "bias")]
+        moved = torch.cat([(after[name].double() - before[name].double()).flatten() for name in names])
+        assert value == pytest.approx(float(moved.norm()) / len(moved) ** 0.5)
+    assert not {r.step for r in rows if r.dataset == "Glyphs"} - {steps[-1]}
+    direct = run.parent / "direct"
+    assert main(["analyze", str(run), f"--ckpt={paths[steps[0]]}", *FAST, f"--out={direct}"]) == 0
+    kinds = {("probe_accuracy", "ridge"), ("rank_cov", "rtol=1e-3")}
+
+    def at_first(found):
+        found = [r for r in found if (r.step, r.dataset) == (steps[0], "Digits")]
+        return [str(r) for r in found if (r.measure, r.variant) in kinds]
+
+    assert at_first(rows) == at_first(load_analysis(direct).run.rows), "as that checkpoint by itself"
+
+
+def test_checkpoints_in_any_order_end_with_the_analysed_one(run, monkeypatch):
+    subjects = []
+    monkeypatch.setattr(command, "checkpoints_of", lambda run: checkpoints_of(run)[::-1])
+    monkeypatch.setattr(
+        command, "load_run_subject", lambda *a: subjects.append(load_run_subject(*a)) or subjects[-1]
+    )
+    assert main(["analyze", str(run), "--ckpt=all", *FAST]) == 0
+    (subject,) = subjects
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert subject.step == state["global_step"] == load_analysis(run).summary["step"]
+    assert torch.equal(subject.network.head.bias, state["state_dict"]["backbone.head.bias"])
+
+
+# -- other networks ---------------------------------------------------------------------------------------
+
+
+def test_an_untrained_network_of_torchvision(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    asked = [
+        "analyze",
+        "--model=torchvision:resnet18",
+        "--data=Digits",
+        "--data.image_size=32",
+        "--data.channels=3",
+    ]
+    few = [
+        "--device=cpu",
+        "--fit_images=40",
+        "--eval_images=24",
+        "--measures=ridge,cka,additions",
+        "--taps.pool=avg",
+    ]
+    assert main([*asked, *few, "--taps.layers=block"]) == 0
+    folder = tmp_path / "runs/torchvision-resnet18/version_0/analysis"
+    found = load_analysis(folder)
+    assert found.summary["accuracy"] is None
+    note = "torchvision:resnet18: it is untrained, so its own accuracy is not measured"
+    assert note in found.summary["notes"]
+    assert "it is untrained" in capsys.readouterr().out
+    assert len(found.similarity["cka"].names) == 9
+    rows = [r for r in found.run.rows if r.variant == "ridge@addition" and r.measure == "probe_accuracy"]
+    assert len(rows) == 16
+    assert [r.layer for r in rows[:2]] == ["layer1.0.bn2", "layer1.0.add"]
+    assert not any(r.measure == "accuracy" for r in found.run.rows)
+
+
+def test_a_network_of_someones_own_and_its_folder(module, tmp_path, monkeypatch):
+    asked = ["analyze", f"--model={module}:make", "--data=Digits", "--ood=[]", *FAST, "--taps.layers=0"]
+    home = tmp_path / "runs" / f"{module}-make"
+
+    def fail(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "write", fail)
+    assert main(asked) == 130
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert [path.name for path in home.iterdir()] == ["version_0"]
+    for number in (0, 1):  # what was interrupted is finished, then there is a new one
+        assert main(asked) == 0
+        assert sorted(path.name for path in home.iterdir()) == [f"version_{n}" for n in range(number + 1)]
+    assert load_analysis(home / "version_0/analysis").summary["run_id"]
+
+
+def test_weights_for_a_network(module, tmp_path):
+    state = {"weight": torch.zeros(10, 64), "bias": torch.arange(10.0)}
+    torch.save({f"1.{name}": tensor for name, tensor in state.items()}, "weights.pt")
+    asked = [
+        "analyze",
+        f"--model={module}:make",
+        "--data=Digits",
+        "--ood=[]",
+        *FAST,
+        "--taps.layers=0",
+        "--out=a",
+    ]
+    assert main([*asked, "--weights=weights.pt"]) == 0
+    summary = load_analysis(tmp_path / "a").summary
+    assert summary["checkpoint"] == "weights.pt"
+    assert summary["accuracy"]["value"] == pytest.approx(0.1, abs=0.08), "it always says 9"
+
+
+# -- processes --------------------------------------------------------------------------------------------
+
+
+def python(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "tunnel_lightning", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
+    )  # fmt: skip
+
+
+def test_two_processes_give_the_figures_of_one(run):
+    names = "ridge,ranks,variance,collapse,cka,logistic,masarczyk,knn,tsne,procrustes,svcca,blocks"
+    options = ["--device=cpu", f"--measures={names}", "--sample=300", "--fit_images=700", "--ckpt=all"]
+    two = python("analyze", str(run), *options, "--processes=2", f"--out={run.parent / 'two'}")
+    assert main(["analyze", str(run), *options, f"--out={run.parent / 'one'}"]) == 0
+    out, err = two.communicate(timeout=120)
+    assert two.returncode == 0, err
+    assert out.count("95 % rule") == 1, "one of them speaks"
+    assert err.count("analysing") == 1
+    one, two = (load_analysis(run.parent / name) for name in ("one", "two"))
+    assert two.summary["machine"]["processes"] == 2
+    sizes = {r.n for r in one.run.rows if r.dataset == "Digits" and r.split == "train" and r.measure == "nc1"}
+    assert sizes == {700}, "three batches: one process has one more"
+    assert len(one.run.rows) == len(two.run.rows)
+    exact = ("accuracy", "rank_cov")
+    for first, second in zip(one.run.rows, two.run.rows, strict=True):
+        assert first._replace(value=0, se=0) == second._replace(value=0, se=0)
+        if first.measure.endswith(exact):
+            assert str(first) == str(second)
+        else:
+            # Products are float32, summed in double precision: the processes' blocks are other ones.
+            close = 1e-4 if first.measure in ("rankme", "nc1") else 1e-6
+            assert second.value == pytest.approx(first.value, rel=close, abs=1e-9, nan_ok=True), first
+    assert list(one.similarity) == list(two.similarity)
+    for name, found in one.similarity.items():
+        assert two.similarity[name].names == found.names
+        assert two.similarity[name].value == pytest.approx(found.value, abs=1e-12, nan_ok=True), name
+        assert two.similarity[name].se == pytest.approx(found.se, abs=1e-9, nan_ok=True), name
+    for name, array in one.spectrum.items():
+        assert two.spectrum[name] == pytest.approx(array, abs=2e-7 * array[0])
+    for name, array in one.embeddings.items():
+        assert np.array_equal(two.embeddings[name], array)
+    for key in ("tunnel", "rank", "transfer", "blocks", "penalty", "accuracy", "notes"):
+        (texts, numbers), (other_texts, other_numbers) = flat(one.summary[key]), flat(two.summary[key])
+        assert texts == other_texts
+        assert numbers == pytest.approx(other_numbers, rel=1e-6), key
+
+
+def flat(value, at=""):
+    """Texts and numbers of a nest of plain values, by their place."""
+    if not isinstance(value, (dict, list)):
+        return ({}, {at: value}) if isinstance(value, float) else ({at: value}, {})
+    found = ({}, {})
+    for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+        for kind, new in zip(found, flat(each, f"{at}.{key}"), strict=True):
+            kind.update(new)
+    return found
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_by_one_of_two_processes(run):
+    done = python("analyze", str(run), "--processes=2", "--taps.layers=blub", "--device=cpu")
+    out, err = done.communicate(timeout=120)
+    assert (done.returncode, out) == (2, "")
+    assert err.count("error:") == 1
+    assert "Traceback" not in err
+    assert not (run / "analysis").exists()
+
+
+# -- interruption -----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(run):
+    options = ["analyze", str(run), "--device=cpu", "--measures=ridge,pwcca,masarczyk", "--taps.layers=all"]
+    started = python(*options)
+    folder = run / "analysis/parts"
+    while started.poll() is None and not (folder / "transfer-Glyphs.npz").exists():
+        time.sleep(0.05)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert f"interrupted: finished parts are kept in {folder}, and the same command goes on" in " ".join(
+        err.split()
+    )
+    assert "Traceback" not in err
+    assert not (run / "analysis/summary.json").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["profile-Digits.npz", "transfer-Glyphs.npz"]
+
+
+def test_ctrl_c_before_anything_is_finished_leaves_nothing(run, monkeypatch, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(parts, "own_set", interrupted)
+    assert main(["analyze", str(run), *FAST]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
+    assert not (run / "analysis").exists()
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------
+
+
+def refused(capsys, *arguments, code=2):
+    """The one sentence a command is refused with."""
+    assert main(["analyze", *arguments]) == code
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if not line.startswith(("analysing", "   "))]
+    assert (len(lines), out) == (1, ""), err
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give either a run folder"),
+        (["RUN", "--model=torchvision:resnet18"], "give either a run folder"),
+        (["--model=torchvision:resnet18"], "needs the images it is shown: for example --data CIFAR10"),
+        (["--model=torchvision:resnet18", "--ckpt=best", "--data=Digits"], "--ckpt goes with a run"),
+        (["RUN", "--pretrained=true"], "--weights and --pretrained go with --model"),
+        (["RUN", "--weights=a.pt"], "--weights and --pretrained go with --model"),
+        (["--model=torchvision:resnet1", "--data=Digits"], "resnet1"),
+        (["--model=nothing_there:net", "--data=Digits"], "nothing_there"),
+        (["RUN", "--measures=ridge,foo"], "no measure 'foo': choose among ridge,"),
+        (["RUN", "--protocol=foo"], "no protocol 'foo': choose one of masarczyk, harun, nguyen"),
+        (["RUN", "--taps.layers=blub*"], "taps.layers: 'blub*' matches no module of MLP"),
+        (["RUN", "--taps.pool=foo"], "taps.pool"),
+        (["RUN", "--ckpt=epoch=7.ckpt"], "there is no checkpoint epoch=7.ckpt"),
+        (["RUN", "--processes=0"], "processes must be at least 1, got 0"),
+        (["RUN", "--device=tpu"], "no device 'tpu': choose one of auto, cpu, cuda, mps"),
+        (["RUN", "--precision=8"], "no precision '8': choose one of 32-true"),
+        (["RUN", "--fit_images=5"], "5 training images are fewer than its 10 classes"),
+        (["RUN", "--memory_gb=1e-6"], "layer 'input' with 64 features needs"),
+        (["RUN", "--blub=1"], "unrecognized arguments: --blub=1"),
+        (["RUN", "--fit_images=many"], "fit_images"),
+        (["RUN", "--data=Foo"], "Foo"),
+        (["RUN", "--out=RUN"], "is a run folder: choose another place"),
+        (["RUN", "--out=RUN/config.yaml"], "config.yaml"),
+        (["nowhere"], "nowhere is no run folder: it has no config.yaml"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(run, capsys, monkeypatch, tmp_path, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    before = files(tmp_path)
+    asked = [each.replace("RUN", str(run)) for each in arguments]
+    sentence = refused(capsys, *asked)
+    assert said in sentence
+    assert files(tmp_path) == before
+    assert not (run / "analysis").exists()
+    assert not any(path.name not in ("tiny",) for path in (tmp_path / "runs").iterdir())
+
+
+def test_runs_and_checkpoints_that_cannot_be_analysed(run, capsys):
+    last = run / "checkpoints/last.ckpt"
+    whole = last.read_bytes()
+
+    class Evil:
+        def __reduce__(self):
+            return (os.mkdir, (str(run / "made"),))
+
+    last.write_bytes(pickle.dumps(Evil()))
+    assert "is refused" in refused(capsys, str(run))
+    torch.save({"state_dict": {}, "evil": Evil()}, last)
+    assert "is refused" in refused(capsys, str(run))
+    assert not (run / "made").exists()
+    last.write_bytes(whole[:1000])
+    assert "last.ckpt" in refused(capsys, str(run))
+    last.write_bytes(whole)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("width: 16", "width: 17"))
+    assert "config.yaml" in refused(capsys, str(run))
+    shutil.rmtree(run / "checkpoints")
+    assert "has no checkpoint yet" in refused(capsys, str(run))
+    assert not (run / "analysis").exists()
+
+
+def test_a_full_disk_is_a_sentence_and_another_code(run, capsys, monkeypatch):
+    from tunnel_lightning.runs import files as writing
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writing.os, "fsync", full)
+    sentence = refused(capsys, str(run), *FAST, code=1)
+    assert sentence == f"{run}/analysis/parts/profile-Digits.npz: No space left on device"
+    assert not (run / "analysis").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_can_not_be_written(run, capsys):
+    run.chmod(0o555)
+    try:
+        assert "Permission denied" in refused(capsys, str(run), *FAST)
+    finally:
+        run.chmod(0o755)
+
+
+def test_an_unexpected_error_is_not_hidden(run, monkeypatch):
+    def broken(*args):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(parts, "own_set", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["analyze", str(run), *FAST])
+
+
+# -- the arguments ----------------------------------------------------------------------------------------
+
+
+def test_help_tells_every_setting(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["analyze", "--help"])
+    assert left.value.code == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert out.startswith("usage: python -m tunnel_lightning analyze [RUN] [options]")
+    for name in [*Options.__dataclass_fields__, *Request.__dataclass_fields__]:
+        assert f"--{name}" in out or name == "run", name
+    for name in MEASURES:
+        assert name in out
+
+
+def test_arguments_from_a_file(tmp_path, run):
+    (tmp_path / "a.yaml").write_text("measures: [ridge]\ntaps:\n  pool: avg\nprocesses: 2\n")
+    request, options = parse([str(run), "--config", str(tmp_path / "a.yaml"), "--alpha=0.5"])
+    assert (request.run, request.processes) == (str(run), 2)
+    assert (options.measures, options.taps.pool, options.alpha) == (("ridge",), "avg", 0.5)
+
+
+def test_figures(run):
+    assert main(["analyze", str(run), *FAST, f"--figures={run / 'pictures'}", "--formats=[svg,png]"]) == 0
+    assert {path.suffix for path in (run / "pictures").iterdir()} == {".svg", ".png"}
+
+
+def test_the_settings_in_the_summary_are_those_asked_for(run):
+    assert main(["analyze", str(run), *FAST, "--alpha=0.3", "--taps.pool=avg"]) == 0
+    settings = json.loads((run / "analysis/summary.json").read_text())["settings"]
+    assert (settings["alpha"], settings["taps.pool"], settings["fit_images"]) == (0.3, "avg", 100)
+    assert settings["measures"] == ["ridge", "ranks"]
+    assert Profile.read(run).rows

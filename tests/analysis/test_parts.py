@@ -1,0 +1,243 @@
+"""An analysis part by part: resumed where it stopped, measured again where anything else was asked."""
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from toys import Images, Net
+
+import tunnel_lightning
+from tunnel_lightning.analysis import parts as module
+from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.options import Options
+from tunnel_lightning.analysis.profile import Profile
+from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.analysis.subject import subject_of
+from tunnel_lightning.runs import files
+from tunnel_lightning.taps import TapSpec
+
+
+def analyze(model, train, test, ood=(), **options):
+    """Without a transfer set unless one is named: rendering one for every test takes long."""
+    return tunnel_lightning.analyze(model, train, test, ood, **options)
+
+
+TRAIN, TEST = Images(120, 0), Images(60, 1)
+OTHER = (Images(60, 2, classes=3), Images(45, 3, classes=3))
+NAMES = ("ridge", "ranks", "cka", "logistic", "additions", "blocks")
+PARTS = ["additions-data", "blocks-data", "held-Other", "held-data", "profile-data", "transfer-Other"]
+
+
+class Counting(Net):
+    """Counts the batches it is shown in passes over data; single images and pairs are for a look."""
+
+    def __init__(self):
+        super().__init__()
+        self.passed = 0
+
+    def forward(self, x):
+        self.passed += len(x) > 2
+        return super().forward(x)
+
+
+def make():
+    torch.manual_seed(0)
+    return Counting()
+
+
+@pytest.fixture
+def net():
+    return make()
+
+
+def run(net, folder, ood=None, options=None, progress=None, **settings):
+    """An analysis; the number of batches that were passed, and the profile."""
+    net.passed = 0
+    options = options or Options(measures=NAMES, block_images=32)
+    profile = analyze(
+        net, TRAIN, TEST, ood or {"Other": OTHER}, out=folder, options=options, progress=progress, **settings
+    )
+    return net.passed, profile
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished analysis and its batches; not to be changed."""
+    return run(make(), tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(finished[1].path, tmp_path / "a")
+
+
+def same(one, two):
+    assert list(map(str, one.rows)) == list(map(str, two.rows))
+    assert list(one.similarity) == list(two.similarity)
+    for name, found in one.similarity.items():
+        assert np.array_equal(found.value, two.similarity[name].value, equal_nan=True), name
+    plain = [{k: v for k, v in each.summary.items() if k != "seconds"} for each in (one, two)]
+    assert plain[0] == plain[1]
+
+
+def stop_at(text):
+    def progress(what, done, total):
+        if what.startswith(text):
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_every_part_is_kept_in_a_file(folder):
+    assert sorted(path.stem for path in (folder / "parts").iterdir()) == PARTS
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("stop", "kept"),
+    [
+        ("data train", []),
+        ("Other test", ["profile-data"]),
+        ("Other: logistic", ["additions-data", "blocks-data", "held-data", "profile-data", "transfer-Other"]),
+    ],
+)
+def test_what_was_interrupted_goes_on_and_ends_alike(net, finished, tmp_path, stop, kept):
+    whole, expected = finished
+    with pytest.raises(KeyboardInterrupt):
+        run(net, tmp_path / "a", progress=stop_at(stop))
+    there = sorted(path.stem for path in tmp_path.glob("a/parts/*"))
+    assert there == kept
+    assert (tmp_path / "a").exists() == bool(kept), "an empty folder is not left behind"
+    assert not (tmp_path / "a/summary.json").exists()
+    lines = []
+    told = lambda what, done, total: lines.append(what) if not total else None  # noqa: E731
+    rest, found = run(net, tmp_path / "a", progress=told)
+    assert (rest < whole) == bool(kept)
+    assert sum("kept" in line for line in lines) == len(kept)
+    same(found, expected)
+    nothing, again = run(net, tmp_path / "a")
+    assert nothing == 0, "all is kept"
+    same(again, expected)
+
+
+def test_a_torn_part_is_measured_again_and_nothing_else(net, finished, folder):
+    file = folder / "parts/transfer-Other.npz"
+    file.write_bytes(file.read_bytes()[:-100])
+    passed, found = run(net, folder)
+    assert passed == 2, "training and test images of one set"
+    same(found, finished[1])
+
+
+@pytest.mark.parametrize(
+    ("change", "again"),
+    [
+        ({"alpha": 0.5}, PARTS),
+        ({"seed": 1}, PARTS),
+        ({"taps": TapSpec(pool="avg")}, PARTS),
+        ({"eval_images": 30}, PARTS),
+        ({"memory_gb": 3.0}, []),
+        ({"measures": (*NAMES, "knn")}, ["held-data"]),
+        ({"measures": ("ridge", "cka", "logistic", "additions", "blocks")}, ["profile-data"]),
+        ({"measures": NAMES[::-1]}, []),
+    ],
+)
+def test_other_settings_measure_again_what_they_decide(net, folder, change, again):
+    before = {path.stem: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
+    run(net, folder, **change)
+    after = {path.stem: path.stat().st_mtime_ns for path in (folder / "parts").iterdir()}
+    assert sorted(name for name in before if after[name] != before[name]) == again
+
+
+def test_another_network_or_set_is_measured_anew(net, finished, folder):
+    whole = finished[0]
+    for change in ("weights", "buffers", "modules"):
+        if change == "weights":
+            net[0].bias.data[0] += 1e-6
+        if change == "buffers":
+            net[1].running_mean[0] += 1e-6
+        if change == "modules":
+            net[5] = torch.nn.GELU()
+        passed, _ = run(net, folder)
+        assert passed == whole, change
+    passed, found = run(net, folder, {"Other": OTHER, "More": (Images(50, 8), Images(40, 9))})
+    assert 0 < passed < whole, "a set more is measured, the others stay"
+    assert {r.dataset for r in found.rows} == {"data", "Other", "More"}
+    brighter = Images(60, 2, classes=3)
+    brighter.x += 1
+    passed, _ = run(net, folder, {"Other": (brighter, OTHER[1])})
+    assert passed == 4, "transfer and held features of the set that changed"
+
+
+def test_sets_whose_names_make_one_file_do_not_mix(net, tmp_path):
+    sets = {"a b": OTHER, "a_b": (Images(50, 8), Images(40, 9))}
+    options = Options(measures="ridge")
+    _, expected = run(net, tmp_path / "whole", sets, options)
+    _, found = run(net, tmp_path / "whole", sets, options)
+    same(found, expected)
+
+
+def test_an_analysis_of_another_version_or_of_more_is_replaced(net, folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({**summary, "schema": 99}))
+    _, found = run(net, folder, options=Options(measures="ridge"))
+    assert found.summary["schema"] == 1
+    assert found.similarity == {}
+    assert not (folder / "spectrum.npz").exists()
+
+
+def test_a_run_folder_is_no_place(net, tmp_path):
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "profile.csv").write_text("live")
+    with pytest.raises(ValueError, match="is a run folder: choose another place"):
+        run(net, tmp_path)
+    assert (tmp_path / "profile.csv").read_text() == "live"
+
+
+def test_two_analyses_do_not_write_to_one_folder(net, tmp_path):
+    (tmp_path / "parts").mkdir()
+    with (
+        FileLock(tmp_path / "parts/.lock"),
+        pytest.raises(ValueError, match="another analysis is writing to"),
+    ):
+        run(net, tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    run(net, tmp_path)
+
+
+@pytest.mark.parametrize("where", ["parts/held-data.npz", "profile.csv", "summary.json", "report.html"])
+def test_a_full_disk_leaves_no_summary_or_the_former_analysis(
+    net, finished, folder, tmp_path, monkeypatch, where
+):
+    replace = files.os.replace
+
+    def full(source, target):
+        if str(target).endswith(where):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", full)
+    changed = Options(measures=NAMES, block_images=32, seed=5)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        run(net, folder, options=changed)
+    assert str(caught.value.filename).endswith(where)
+    assert not list(folder.rglob("*.tmp"))
+    assert (folder / "summary.json").exists() == where.startswith("parts")
+    if where.startswith("parts"):
+        same(Profile.read(folder), finished[1])
+    monkeypatch.undo()
+    passed, found = run(net, folder, options=changed)
+    assert passed < finished[0], "what was finished is kept"
+    same(found, run(net, tmp_path / "new", options=changed)[1])
+
+
+def test_tasks_and_their_titles(net):
+    own, other = ImageSet.from_loaders("A", TRAIN, TEST), ImageSet.from_loaders("B", *OTHER)
+    with Context(subject_of(net, images=own), own, [other], Options(measures="tsne,harun")) as context:
+        tasks = module.tasks_of(context)
+    assert [task.title for task in tasks] == ["A: accuracy", "A: harun, tsne", "B: harun"]
+    assert [task.name for task in tasks] == ["profile-A", "held-A", "held-B"]
