@@ -91,12 +91,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _sentence(error: Exception) -> str | None:
     """What to say of an error without a traceback; nothing of one that only a traceback explains."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
     if said := _said_by_us(error):
         return str(said)
     if type(error).__name__ == "MisconfigurationException":  # Lightning's, which is not imported here
         return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.filename and error.strerror:
-        return f"{error.filename}: {error.strerror}"
     return None
 
 

@@ -402,16 +402,22 @@ def test_runs_and_checkpoints_that_cannot_be_analysed(run, capsys):
     assert not (run / "analysis").exists()
 
 
-def test_a_full_disk_is_a_sentence_and_another_code(run, capsys, monkeypatch):
-    from tunnel_lightning.runs import files as writing
+@pytest.mark.parametrize(
+    ("where", "kept"), [("parts/profile-Digits.npz", False), ("summary.json", True), ("report.html", True)]
+)
+def test_a_full_disk_is_a_sentence_and_another_code(run, capsys, monkeypatch, where, kept):
+    replace = os.replace
 
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(source, target):
+        if str(target).endswith(where):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
 
-    monkeypatch.setattr(writing.os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     sentence = refused(capsys, str(run), *FAST, code=1)
-    assert sentence == f"{run}/analysis/parts/profile-Digits.npz: No space left on device"
-    assert not (run / "analysis").exists()
+    assert sentence == f"{run}/analysis/{where}: No space left on device"
+    assert (run / "analysis").exists() == kept
+    assert not (run / "analysis/summary.json").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

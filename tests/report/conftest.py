@@ -234,7 +234,7 @@ def make_analysis(folder, shape=MLP):
             "map": "cka_all", "threshold": 0.9,
             "found": [{"start": outputs[12], "end": outputs[-1], "start_index": 13, "end_index": 24, "size": 12}],
         },
-        "settings": {"pool": "2x2", "alpha": 0.01, "fit_images": 10_000, "datasets": ["Glyphs", "Digits", "Fashion"]},
+        "settings": {"pool": "2x2", "fit_images": None, "sample": 10_000, "datasets": ["Glyphs", "Digits"]},
         "versions": {"python": "3.11.4", "torch": "2.11.0"},
         "machine": {"processor": "a processor", "cores": 2},
         "seconds": {"moments": 3.2, "similarity": 1.4, "logistic probes": 11.0},

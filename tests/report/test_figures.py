@@ -199,3 +199,13 @@ def test_save_and_image(mlp_rows, tmp_path):
     with pytest.raises(ValueError, match="no_such"):
         save(figure, tmp_path / "profile.no_such")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_another_probe_is_drawn_and_named(mlp_rows):
+    harun = [r._replace(variant="harun") if r.variant == "ridge" else r for r in mlp_rows]
+    figure = depth_profile([*harun, mlp_rows[-1]._replace(step=999, variant="made up")])
+    assert {"Glyphs harun probe (ID)", "Digits harun probe (OOD)"} <= set(labels(figure))
+    assert span(figure) == span(depth_profile(mlp_rows))
+    (mesh, *_) = heat_map(harun).axes[0].collections
+    (ridge, *_) = heat_map(mlp_rows).axes[0].collections
+    np.testing.assert_array_equal(mesh.get_array(), ridge.get_array())

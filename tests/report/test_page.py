@@ -1,5 +1,7 @@
 import json
+import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from plotly.graph_objects import Figure
 
-from tunnel_lightning.report import write_report
+from tunnel_lightning.report import structure, write_report
 from tunnel_lightning.report.build import _page
 from tunnel_lightning.report.charts import Chart, Map, Points, Table
 from tunnel_lightning.report.interactive import figure
@@ -329,6 +331,117 @@ def test_transfer_by_kind_of_probe(analysed):
     ridge = dict(zip(table.columns, table.rows[0], strict=True))
     assert (ridge["kept %"], ridge["tunnel effect"]) == (77.6, "strong")
     assert table.rows[1][-1] is None
+
+
+@pytest.fixture(scope="module")
+def measured(analysed):
+    return load_analysis(analysed).run.rows
+
+
+def analysis_of(kinds, folder, rows, **summary):
+    """The page of an analysis whose ridge probes are of these kinds instead."""
+    ridge = [r for r in rows if r.variant == "ridge"]
+    rest = [r for r in rows if r.variant not in ("ridge", "logistic", "masarczyk", "ridge@addition")]
+    rows = [*rest, *(r._replace(variant=kind) for kind in kinds for r in ridge)]
+    return page_of_run(read_source(write_analysis(folder, rows, summary=summary)))
+
+
+def test_a_page_by_another_probe(analysed, measured, tmp_path):
+    usual, page = page_of_run(read_source(analysed)), analysis_of(["harun"], tmp_path, measured)
+    assert page.headline == usual.headline
+    assert page.numbers == usual.numbers
+    found = {item.key: item for section in page.sections for item in section.items}
+    assert [row[1] for row in found["transfer"].rows] == ["as Harun et al."] * 2
+    assert [row[2:] for row in found["transfer"].rows] == [
+        row[2:-1] for row in items(analysed, Table)["transfer"].rows if row[1] == "ridge"
+    ]
+    drawn = {line.label: line for line in found["depth_profile"].lines if line.legend}
+    assert drawn["Glyphs as Harun et al. (ID)"].shown
+    assert drawn["Glyphs as Harun et al. (ID)"].low is not None
+    assert "Fashion as Harun et al. (OOD)" in drawn
+    assert "harun probe" in found["rules"].rows[0][3]
+    assert found["probe_scores"].title == "Harun probe by how it is scored"
+    write_report(tmp_path, figures=tmp_path / "figures", formats=["svg"])
+
+
+def test_every_kind_of_probe_is_shown_known_or_not(measured, tmp_path):
+    page = analysis_of(["made up", "nguyen", "other"], tmp_path, measured)
+    found = {item.key: item for section in page.sections for item in section.items}
+    names = ["as Nguyen et al.", "made up", "other"]
+    assert [line.label for line in found["probes"].lines] == names, "the one that decides first"
+    assert len({(line.color, line.dash) for line in found["probes"].lines}) == 3
+    assert [row[1] for row in found["transfer"].rows] == names * 2
+    assert "Probe accuracy (Nguyen et al.), test %" in found["all_layers"].columns
+
+
+def test_what_probes_are_fitted_on_is_said(analysed, measured, tmp_path):
+    charts = items(analysed, Chart)
+    said = "Ridge probes are fitted on all training images, the others on up to 10,000 of them."
+    assert charts["probes"].note == charts["transfer_Digits"].note == said
+    for kinds, settings, note in (
+        (
+            ["ridge", "harun"],
+            {"fit_images": 500, "sample": 300},
+            "on up to 500 training images, the others on up to 300",
+        ),
+        (["logistic", "harun"], {"sample": 300}, ""),
+        (["ridge", "harun"], {}, ""),
+    ):
+        page = analysis_of(kinds, tmp_path, measured, settings=settings)
+        (chart,) = [item for s in page.sections for item in s.items if item.key == "probes"]
+        assert note in chart.note
+        assert bool(note) == bool(chart.note)
+
+
+def test_notes_stand_under_the_headline(page, measured, tmp_path):
+    assert '<ul class="notes"><li>Digits images (1x8x8) were resized to 1x16x16.</li></ul>' in page
+    assert page.index('class="notes"') < page.index('class="numbers"')
+    none = write_report(write_analysis(tmp_path, measured)).read_text(encoding="utf-8")
+    assert '<ul class="notes"' not in none
+
+
+def test_notes_of_a_comparison(compared, tmp_path):
+    folder = tmp_path / "compared"
+    shutil.copytree(compared, folder)
+    summary = json.loads((folder / "comparison.json").read_text())
+    (folder / "comparison.json").write_text(json.dumps({**summary, "notes": ["<b> & so on"]}))
+    assert '<ul class="notes"><li>&lt;b&gt; &amp; so on</li></ul>' in write_report(folder).read_text()
+
+
+def test_samples_are_stated(analysed):
+    sections = {section.key: section for section in _page([analysed])[0].sections}
+    assert sections["pictures"].text.startswith("t-SNE of up to 1,000 test images:")
+    assert {structure.MAPS[name][1] for name in ("rbf_cka", "procrustes", "svcca", "pwcca")} == {
+        "On up to 2,000 test images."
+    }
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_network_that_knows_nothing(measured, tmp_path, value):
+    rows = [r for r in measured if r.measure != "ood_retained"]
+    rows = [r._replace(value=value) if value or r.measure.endswith("accuracy") else r for r in rows]
+    folder = write_analysis(tmp_path / "mlp", rows)
+    page = page_of_run(read_source(folder))
+    assert page.headline.startswith("Where the tunnel starts is unknown: the ")
+    write_report(folder, figures=tmp_path / "figures", formats=["svg"])
+    others = write_analysis(tmp_path / "other", [r._replace(run_id="other/version_0") for r in rows])
+    page, _ = _page([folder, others])
+    (table,) = [item for s in page.sections for item in s.items if item.key == "runs"]
+    assert table.rows[0][4:7] == [None] * 3
+    write_report([folder, others], tmp_path / "both.html", tmp_path / "figures", ["svg"])
+    assert math.isnan(dict(zip(table.columns, table.rows[0], strict=True))["transfer kept %"])
+
+
+def test_the_trained_set_is_the_one_the_summary_names(measured, tmp_path):
+    rows = [r for r in measured if (r.measure, r.variant) != ("accuracy", "network")]
+    rows.sort(key=lambda row: row.dataset)
+    page = analysis_of(["ridge"], tmp_path, rows, dataset="Glyphs")
+    found = {item.key: item for section in page.sections for item in section.items}
+    assert [row[0] for row in found["transfer"].rows] == ["Digits", "Fashion"]
+    assert "Glyphs test probe" in found["rules"].rows[0][3]
+    assert "of the last probe's accuracy; transfer to 2 other sets" in page.headline
+    assert page.subtitle.startswith("Glyphs  ·  ")
+    assert analysis_of(["ridge"], tmp_path, rows).headline != page.headline, "the rows do not tell"
 
 
 def test_no_folder_and_no_file():

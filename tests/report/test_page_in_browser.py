@@ -175,3 +175,19 @@ def test_a_comparison_draws_everything(session, compared):
     assert console == []
     assert {url for url in asked if not url.startswith(("data:", "blob:"))} == {path.as_uri()}
     assert page.run("return document.documentElement.scrollWidth") == 390
+
+
+def test_all_of_it_is_printed(session, file):
+    page = Page(session, file, 1280)
+    page.wait("return document.querySelector('.plot .main-svg') !== null")
+    assert not all(page.run(DRAWN)), "what is far away waits"
+    page.run(
+        """window.drawn = []; const draw = Plotly.newPlot;
+           Plotly.newPlot = (div, ...rest) => (window.drawn.push(div.dataset.figure), draw(div, ...rest));
+           dispatchEvent(new Event('beforeprint'))"""
+    )
+    page.wait(DRAWN.replace("return", "return (") + ").every(Boolean)")
+    page.draw_all()
+    drawn = page.run("return window.drawn")
+    assert len(drawn) == len(set(drawn)) > 0, "none is drawn again when it comes near"
+    assert page.logs()[0] == []

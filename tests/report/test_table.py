@@ -133,3 +133,14 @@ def test_little_data(mlp_rows):
 def test_last_profile_is_shown(mlp_rows):
     assert "mlp/version_0, epoch 6, step 420" in printed(mlp_rows)
     assert "epoch 0, step 0" in printed([r for r in mlp_rows if r.step == 0])
+
+
+def test_another_probe_is_named(mlp_rows):
+    ridge = [r for r in mlp_rows if r.variant != "online"]
+    harun = [r._replace(variant="harun") if r.variant == "ridge" else r for r in ridge]
+    text, usual = printed(harun), printed(ridge)
+    assert table_lines(text) == table_lines(usual), "the same columns, rules and numbers"
+    assert "ID, OOD: harun probe on frozen features" in text
+    assert "harun probe" not in usual
+    assert "harun probe (" in " ".join(text.split())
+    assert "the last layer keeps: Digits 78 %" in " ".join(text.split())

@@ -129,3 +129,26 @@ def test_numbers():
 
 def test_interval_of_nothing():
     assert interval(0.5, 0) == interval(float("nan"), 10) == ""
+
+
+def test_nothing_is_right_or_measured():
+    nothing = rows_of([0.0] * 4, 0.0, raw=0.0, Digits=[0.0] * 4)
+    assert headline(nothing) == (
+        "Where the tunnel starts is unknown: the network's 0.0 % leave the probes nothing to reach"
+    )
+    assert [n.value for n in numbers(nothing)] == ["0.0 %"]
+    raw = rows_of(RISING, 0.5, Digits=[0.3, 0.0, 0.0, 0.0, 0.0])
+    assert headline(raw).endswith("transfer to Digits is best from the raw pixels and loses 100 % by the end")
+    assert [n.value for n in numbers(raw)] == ["50.0 %", "layer 3 of 4"]
+    nan = rows_of([float("nan")] * 4, float("nan"), raw=float("nan"), Digits=[float("nan")] * 4)
+    assert headline(nan) == (
+        "Where the tunnel starts is unknown: the Glyphs test probe has no finite value in any layer"
+    )
+    assert numbers(nan) == []
+
+
+def test_the_words_are_those_of_the_probe_there_is():
+    rows = rows_of(RISING, 0.5, Digits=FALLING)
+    harun = [r._replace(variant="harun") if r.measure == "probe_accuracy" else r for r in rows]
+    assert headline(harun) == headline(rows)
+    assert [n.value for n in numbers(harun)] == ["50.0 %", "layer 3 of 4", "67 %"]

@@ -163,3 +163,14 @@ def test_comparison_errors(compared, tmp_path):
         _ = load_comparison(compared).per_image
     with pytest.raises(RunError, match=r"holds no comparison\.json"):
         load_comparison(tmp_path / "nowhere")
+
+
+def test_the_summary_says_which_set_is_the_trained_one(tmp_path, rows_of):
+    rows = sorted(rows_of([0.3, 0.5], ood={"Digits": [0.9, 0.6]}), key=lambda row: row.dataset)
+    unsaid = load_analysis(write_analysis(tmp_path / "a", rows)).run
+    assert unsaid.id_dataset == "Digits", "nothing tells: the first"
+    run = load_analysis(write_analysis(tmp_path / "b", rows, summary={"dataset": "Glyphs"})).run
+    assert run.id_dataset == "Glyphs"
+    assert run.tunnel()["ood"].datasets == ("Digits",)
+    np.testing.assert_array_equal(run.profile().value, [0.3, 0.5])
+    assert sorted(run.rows) == sorted(unsaid.rows)

@@ -1,6 +1,7 @@
 import numpy as np
+import pytest
 
-from tunnel_lightning.runs import curve, id_dataset, network_accuracy, ood_datasets
+from tunnel_lightning.runs import curve, id_dataset, network_accuracy, ood_datasets, probe_variant
 
 
 def test_defaults_pick_the_id_set_last_step_and_best_split(rows_of):
@@ -49,3 +50,33 @@ def test_network_accuracy(rows_of):
     rows = rows_of([0.1], 0.6)
     assert network_accuracy(rows, "Glyphs", "val", 100) == 0.6
     assert np.isnan(network_accuracy(rows, "Glyphs", "test", 100))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "decides"),
+    [
+        (["harun", "logistic", "ridge"], "ridge"),
+        (["nguyen", "harun", "logistic"], "logistic"),
+        (["nguyen", "harun", "masarczyk"], "masarczyk"),
+        (["nguyen", "online", "ridge@addition"], "nguyen"),
+        (["online", "ridge@addition"], "ridge"),
+        ([], "ridge"),
+    ],
+)
+def test_which_probe_decides(rows_of, kinds, decides):
+    rows = rows_of([0.1, 0.2], 0.3, {"Digits": [0.8, 0.9]})
+    kept = [row for row in rows if row.measure != "probe_accuracy"]
+    kept += [row._replace(variant=kind) for kind in kinds for row in rows if row not in kept]
+    assert probe_variant(kept) == curve(kept).variant == decides
+    assert ood_datasets(kept) == (["Digits"] if decides in kinds else [])
+    assert id_dataset([row for row in kept if row.layer != "network" and row.variant != "online"]) == (
+        "Glyphs" if kinds else None
+    )
+
+
+def test_one_probe_decides_for_all_sets_and_never_on_training_images(rows_of):
+    rows = rows_of([0.1], 0.3, {"Digits": [0.8]})
+    harun = [row._replace(variant="harun") for row in rows if row.measure == "probe_accuracy"]
+    mixed = [*harun, *(row for row in rows if row.dataset == "Digits")]
+    assert curve(mixed, dataset="Glyphs").layer == [], "ridge decides, though of Digits alone"
+    assert probe_variant([*harun, rows[0]._replace(split="train")]) == "harun"

@@ -46,6 +46,15 @@ def test_id_of_an_empty_run_is_its_folder(tmp_path):
     assert Run(tmp_path / "mlp" / "version_3", []).id == "mlp/version_3"
 
 
+def test_the_profile_is_that_of_the_probe_there_is(tmp_path, rows_of):
+    run = Run(tmp_path, [row._replace(variant="nguyen") for row in rows_of([0.1, 0.2])])
+    assert run.profile().variant == "nguyen"
+    with pytest.raises(RunError, match="no rows of probe_accuracy, ridge"):
+        run.profile(variant="ridge")
+    with pytest.raises(RunError, match="no rows of probe_accuracy, nguyen, Digits"):
+        run.profile(dataset="Digits")
+
+
 def test_profile_of_what_was_not_measured(folder):
     with pytest.raises(
         RunError, match=r"no rows of rank_cov, rtol=torch at step 90\. It has: accuracy/network"

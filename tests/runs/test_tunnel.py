@@ -185,3 +185,26 @@ def test_wrong_use_is_refused(rows_of):
         tunnel_start(rows, "id90")
     with pytest.raises(ValueError, match="2 runs"):
         tunnel_start([*rows, rows[0]._replace(run_id="other")])
+
+
+def by(kind, rows):
+    return [row._replace(variant=kind) if row.measure == "probe_accuracy" else row for row in rows]
+
+
+def test_another_probe_decides_where_there_is_no_ridge_probe_and_is_named(rows_of):
+    rows = rows_of(MLP_ID, 0.567, {"CIFAR100": MLP_OOD}, dataset="CIFAR10")
+    ridge, harun = tunnels(rows), tunnels(by("harun", rows))
+    assert [t.start for t in harun.values()] == [t.start for t in ridge.values()] == [4, 5, 4]
+    assert "first whose CIFAR10 val harun probe (" in harun["id95"].note
+    assert "transfer to CIFAR100 by the harun probe peaks at" in harun["ood"].note
+    assert not any("ridge" in t.note or "harun" in t.note for t in ridge.values())
+    both = [*rows, *(row._replace(value=0.0) for row in by("harun", rows) if row.variant == "harun")]
+    assert tunnels(both) == ridge
+
+
+@pytest.mark.parametrize("network", [0.0, None])
+def test_nothing_is_right(rows_of, network):
+    found = tunnels(rows_of([0.0, 0.0, 0.0], network, {"Digits": [0.0, 0.0, 0.0]}, raw=0.0))
+    assert all(t.note.startswith("unknown") and t.extractor_length is None for t in found.values())
+    assert "0.0 %" in found["id95"].note
+    assert found["ood"].note == "unknown: no probe is right about any image of Digits"

@@ -239,13 +239,14 @@ class Number:
 
 @dataclass(frozen=True)
 class Page:
-    """All that a page shows."""
+    """All that a page shows; notes are what a reader must know, in small print under the headline."""
 
     title: str
     headline: str
     subtitle: str
     numbers: list[Number]
     sections: list[Section]
+    notes: Sequence[str] = ()
 
 
 def escape(text: str) -> str:

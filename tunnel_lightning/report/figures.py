@@ -21,6 +21,7 @@ from tunnel_lightning.runs import (
     id_dataset,
     network_accuracy,
     ood_datasets,
+    probe_variant,
     tunnels,
 )
 
@@ -34,15 +35,15 @@ __all__ = ["depth_profile", "heat_map", "save", "to_image"]
 def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
     """Draw what every layer knows: probe accuracies on the left axis, numerical rank on the right.
 
-    Solid: the in-distribution ridge probe, with a band of one standard error; thin: the online probe; dashed:
-    one line per out-of-distribution set, and their mean where there are several; dotted: the network's own
-    accuracy; hollow markers: probes on raw pixels. The tunnel is shaded from its start by the 95 % rule, and
-    vertical lines mark its start by each rule (as figure 1 of Masarczyk et al., 2023, arXiv:2305.19753).
-    What was not measured is left out.
+    Solid: the in-distribution probe (ridge, else another converged one, which is then named), with a band of one
+    standard error; thin: the online probe; dashed: one line per out-of-distribution set, and their mean where there
+    are several; dotted: the network's own accuracy; hollow markers: probes on raw pixels. The tunnel is shaded from
+    its start by the 95 % rule, and vertical lines mark its start by each rule (as figure 1 of Masarczyk et al.,
+    2023, arXiv:2305.19753). What was not measured is left out.
 
     Args:
         rows: a run, or rows of one.
-        step: which profile; default: the last with ridge probes, else with ranks, else at all.
+        step: which profile; default: the last with such probes, else with ranks, else at all.
 
     Raises:
         RunError: there is nothing to draw at that step.
@@ -55,14 +56,15 @@ def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
     """
     rows = rows.rows if isinstance(rows, Run) else list(rows)
     own = id_dataset(rows)
-    at, step = _profile_at(rows, step)
-    ridge = curve(at, dataset=own)
-    online = curve(at, variant="online", dataset=own, split=ridge.split or None)
+    kind = probe_variant(rows)
+    at, step = _profile_at(rows, kind, step)
+    probe = curve(at, variant=kind, dataset=own)
+    online = curve(at, variant="online", dataset=own, split=probe.split or None)
     if not online.layer:
         online = curve(at, variant="online", dataset=own)
-    ood = [c for name in ood_datasets(at) if (c := curve(at, dataset=name)).layer]
+    ood = [c for name in ood_datasets(at) if (c := curve(at, variant=kind, dataset=name)).layer]
     rank = curve(at, *RANK, dataset=own).layers_only()
-    accuracies = [c for c in (ridge, online, *ood) if c.layer]
+    accuracies = [c for c in (probe, online, *ood) if c.layer]
     if not accuracies and not rank.layer:
         raise RunError(f"Nothing to draw at step {step}: no probe and no numerical rank was measured there.")
 
@@ -71,8 +73,8 @@ def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
     last = max(int(c.index[-1]) for c in (*accuracies, rank) if c.layer)
     lines = []
     if accuracies:
-        lines += _draw_accuracies(axes, ridge, online, ood)
-        lines += _draw_network(axes, at, own, ridge.split or online.split, step)
+        lines += _draw_accuracies(axes, probe, online, ood)
+        lines += _draw_network(axes, at, own, probe.split or online.split, step)
         _style_axes(axes, "linear probe accuracy (%)")
         _accuracy_limits(axes)
     if rank.layer:
@@ -82,15 +84,15 @@ def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
         right.set_ylim(0, 1.08 * rank.finite().value.max(initial=1.0))
     _layer_axis(axes, any(0 in c.index for c in accuracies), last)
     patches, levels = _draw_tunnel(axes, starts, last)
-    title(axes, at[0].run_id, _subtitle(at, ridge, ood, starts, step), above=12 * levels)
+    title(axes, at[0].run_id, _subtitle(at, probe, ood, starts, step), above=12 * levels)
     legend(figure, [*lines, *patches])
     return figure
 
 
-def _profile_at(rows: list[Row], step: int | None) -> tuple[list[Row], int]:
+def _profile_at(rows: list[Row], kind: str, step: int | None) -> tuple[list[Row], int]:
     if step is None:
         wanted = [
-            [r.step for r in rows if (r.measure, r.variant) == ("probe_accuracy", "ridge")],
+            [r.step for r in rows if (r.measure, r.variant) == ("probe_accuracy", kind)],
             [r.step for r in rows if (r.measure, r.variant) == RANK],
             [r.step for r in rows],
         ]
@@ -98,13 +100,14 @@ def _profile_at(rows: list[Row], step: int | None) -> tuple[list[Row], int]:
     return [r for r in rows if r.step == step], step
 
 
-def _draw_accuracies(axes: Axes, ridge: Curve, online: Curve, ood: list[Curve]) -> list[Any]:
+def _draw_accuracies(axes: Axes, probe: Curve, online: Curve, ood: list[Curve]) -> list[Any]:
     lines = []
-    if ridge.layer:
-        lines.append(_draw_curve(axes, ridge, STYLE["id"], f"{ridge.dataset} probe (ID)"))
+    name = "probe" if probe.variant == "ridge" else f"{probe.variant} probe"
+    if probe.layer:
+        lines.append(_draw_curve(axes, probe, STYLE["id"], f"{probe.dataset} {name} (ID)"))
     if online.layer:
         label = f"{online.dataset} online probe"
-        if ridge.layer and online.split != ridge.split:
+        if probe.layer and online.split != probe.split:
             label += f" ({online.split})"
         lines.append(_draw_curve(axes, online, STYLE["online"], label))
     colors = STYLE["ood_colors"][len(ood) > 1 :]  # the first is the mean's
@@ -115,7 +118,7 @@ def _draw_accuracies(axes: Axes, ridge: Curve, online: Curve, ood: list[Curve]) 
         }
         if len(ood) == 1:
             look |= {"marker": "s", "linewidth": STYLE["ood_mean"]["linewidth"]}
-        lines.append(_draw_curve(axes, c, look, f"{c.dataset} probe (OOD)"))
+        lines.append(_draw_curve(axes, c, look, f"{c.dataset} {name} (OOD)"))
     if len(ood) > 1:
         common = sorted(set.intersection(*(set(c.layers_only().index.tolist()) for c in ood)))
         values = [c.where(np.isin(c.index, common)).value for c in ood]
@@ -195,9 +198,9 @@ def _draw_tunnel(axes: Axes, starts: dict[str, Tunnel], last: int) -> tuple[list
 
 
 def _subtitle(
-    rows: list[Row], ridge: Curve, ood: list[Curve], starts: dict[str, Tunnel], step: int
+    rows: list[Row], probe: Curve, ood: list[Curve], starts: dict[str, Tunnel], step: int
 ) -> list[str]:
-    sets = [f"{ridge.dataset} {ridge.split}" if ridge.layer else str(id_dataset(rows))]
+    sets = [f"{probe.dataset} {probe.split}" if probe.layer else str(id_dataset(rows))]
     if ood:
         names = ", ".join(c.dataset for c in ood) if len(ood) <= 3 else f"{len(ood)} sets"
         sets.append(f"transfer to {names}")

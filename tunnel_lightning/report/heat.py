@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tunnel_lightning.report.canvas import canvas, legend, thin, title
 from tunnel_lightning.report.style import STYLE, TITLES, shorten
-from tunnel_lightning.runs import Curve, Row, Run, RunError, curve, id_dataset, tunnel_start
+from tunnel_lightning.runs import Curve, Row, Run, RunError, curve, id_dataset, probe_variant, tunnel_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,14 +33,18 @@ class Grid(NamedTuple):
 
 
 def grid(
-    rows: Iterable[Row], measure: str = "probe_accuracy", variant: str = "ridge", dataset: str | None = None
+    rows: Iterable[Row],
+    measure: str = "probe_accuracy",
+    variant: str | None = None,
+    dataset: str | None = None,
 ) -> Grid:
-    """Gather one measure over layers and profiles.
+    """Gather one measure over layers and profiles; defaults as in `curve`.
 
     Raises:
         RunError: nothing of the kind was measured.
     """
     rows = list(rows)
+    variant = probe_variant(rows) if variant is None else variant
     dataset = id_dataset(rows) if dataset is None else dataset
     by_step: dict[int, list[Row]] = {}
     for row in rows:
@@ -64,7 +68,7 @@ def grid(
 def heat_map(
     rows: Run | Iterable[Row],
     measure: str = "probe_accuracy",
-    variant: str = "ridge",
+    variant: str | None = None,
     dataset: str | None = None,
 ) -> Figure:
     r"""Draw one measure over layers (upwards) and profiles (to the right), with the tunnel's start over time.
@@ -75,7 +79,7 @@ def heat_map(
     Args:
         rows: a run, or rows of one.
         measure: as in `Row`.
-        variant: as in `Row`.
+        variant: as in `Row`; default: the probe that decides.
         dataset: default: the in-distribution set.
 
     Raises:
@@ -92,6 +96,7 @@ def heat_map(
     from matplotlib.patheffects import withStroke
 
     rows = rows.rows if isinstance(rows, Run) else list(rows)
+    variant = probe_variant(rows) if variant is None else variant
     names, curves, values, edges = grid(rows, measure, variant, dataset)
     percent = measure.endswith("accuracy")
 

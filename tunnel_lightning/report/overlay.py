@@ -24,7 +24,7 @@ from tunnel_lightning.report.charts import (
 from tunnel_lightning.report.lines import COLORS, DASHES, share
 from tunnel_lightning.report.structure import similarity_map
 from tunnel_lightning.report.style import RANK
-from tunnel_lightning.report.words import mean_transfer, number, percent
+from tunnel_lightning.report.words import kept_transfer, mean_transfer, number, percent
 from tunnel_lightning.runs import (
     Comparison,
     Curve,
@@ -72,7 +72,8 @@ def page_of_comparison(found: Comparison) -> Page:
         Section("settings", "Settings and versions", tables.details({}, summary), folded=True),
     ]
     title = str(summary.get("title") or ", ".join(_groups(members)))
-    return Page(title, _headline(members), _said(members), _figures(summary, titles), sections)
+    notes = tables.notes(summary)
+    return Page(title, _headline(members), _said(members), _figures(summary, titles), sections, notes)
 
 
 def _groups(members: Sequence[Member]) -> dict[str, list[Member]]:
@@ -220,8 +221,7 @@ def _starts(members: Sequence[Member]) -> list[Table]:
     lines = []
     for member in members:
         found = tunnels(member.rows)
-        mean = {i: v for i, v in mean_transfer(member.rows, found["ood"]).items() if i}
-        kept = 100 * mean[max(mean)] / max(mean.values()) if mean else None
+        kept = 100 * kept_transfer(mean_transfer(member.rows, found["ood"]))
         rank = curve(member.rows, *RANK).layers_only().finite()
         probe = curve(member.rows)
         value = network_accuracy(member.rows, id_dataset(member.rows), probe.split, probe.step)

@@ -53,7 +53,12 @@
     }
   }, { rootMargin: "800px" });
   document.querySelectorAll(".plot").forEach((div) => near.observe(div));
-  addEventListener("beforeprint", () => near.takeRecords() || document.querySelectorAll(".plot:empty").forEach(draw));
+  addEventListener("beforeprint", () => {
+    for (const div of document.querySelectorAll(".plot:empty")) {
+      near.unobserve(div);
+      draw(div);
+    }
+  });
 
   const valueOf = (row, k) => row.cells[k].dataset.v ?? row.cells[k].textContent;
   const compare = (a, b) => (isNaN(a) || isNaN(b) || a === "" || b === "" ? a.localeCompare(b, "en", { numeric: true }) : a - b);

@@ -41,6 +41,7 @@ def html(page: Page) -> str:
         f"<small>{escape(n.detail)}</small></div>"
         for n in page.numbers
     ]
+    notes = "".join(f"<li>{escape(note)}</li>" for note in page.notes)
     links = [f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections]
     # < never stands in a script: a name could otherwise end it
     data = json.dumps(figures, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -48,6 +49,7 @@ def html(page: Page) -> str:
         title=escape(page.title),
         headline=escape(page.headline),
         subtitle=escape(page.subtitle),
+        notes=f'<ul class="notes">{notes}</ul>' if notes else "",
         numbers="".join(numbers),
         links="".join(links),
         sections="\n".join(parts),

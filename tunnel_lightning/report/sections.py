@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import numpy as np
 from tunnel_lightning.report import structure, tables
 from tunnel_lightning.report.charts import Chart, Line, Mark, Page, Section, Table
 from tunnel_lightning.report.figures import depth_profile
-from tunnel_lightning.report.lines import Wanted, hover, line, several
+from tunnel_lightning.report.lines import DASHES, Wanted, hover, line, several
 from tunnel_lightning.report.style import (
     BLUE,
     GREEN,
     GREY,
     INK,
     OLIVE,
+    ORANGE,
+    PURPLE,
     RANK,
     RULE_LABELS,
     SKY,
@@ -30,6 +33,7 @@ from tunnel_lightning.report.style import (
 )
 from tunnel_lightning.report.words import headline, mean_transfer, number, numbers, percent
 from tunnel_lightning.runs import (
+    PROBES,
     PROFILE_FILE,
     Analysis,
     LayerInfo,
@@ -42,20 +46,31 @@ from tunnel_lightning.runs import (
     load_run,
     network_accuracy,
     ood_datasets,
+    probe_variant,
     run_id_of,
     tunnels,
 )
 
-VARIANTS = {
+KINDS = {
     "ridge": ("ridge", BLUE, "solid"),
     "logistic": ("logistic", WINE, "dash"),
     "masarczyk": ("as Masarczyk et al.", OLIVE, "dot"),
     "harun": ("as Harun et al.", GREY, "dashdot"),
+    "nguyen": ("as Nguyen et al.", ORANGE, "dash"),
 }
 """Kinds of converged probes: name, colour and dash."""
 
 ADDITION = "ridge@addition"
 """Variant of the ridge probes round residual additions, whose layers are places of their own."""
+
+
+def kinds(rows: Sequence[Row]) -> dict[str, tuple[str, str, str]]:
+    """The kinds of converged probes that were fitted, the one that decides first; unknown ones by their own name."""
+    there = dict.fromkeys(row.variant for row in rows if row.measure == "probe_accuracy")
+    known = {kind: KINDS[kind] for kind in PROBES if kind in there}
+    others = [kind for kind in there if kind not in (*KINDS, "online", ADDITION)]
+    looks = zip(others, cycle((PURPLE, "#332288")), cycle(DASHES), strict=False)
+    return known | {kind: (kind, color, dash) for kind, color, dash in looks}
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +139,7 @@ def page_of_run(source: Source) -> Page:
         Section("profile", "Depth profile", [*profile(rows), *rules(rows)]),
         Section("transfer", "Transfer", transfer(rows, summary)),
         Section("similarity", "Similarity of layers", structure.similarity(rows, similarity, summary)),
-        Section("probes", "Probes", [*probes(rows), *additions(rows)]),
+        Section("probes", "Probes", [*probes(rows, summary), *additions(rows)]),
         Section("spectra", "Dimensions", [*structure.ranks(rows), *structure.spectra(rows, source.analysis)]),
         Section("collapse", "Variance and collapse", structure.collapse(rows)),
         structure.over_time(source.history, watched=source.watched),
@@ -132,7 +147,8 @@ def page_of_run(source: Source) -> Page:
         Section("layers", "All layers", tables.all_layers(rows, source.layers)),
         Section("settings", "Settings and versions", tables.details(source.manifest, summary), folded=True),
     ]
-    return Page(source.title, headline(rows), _subtitle(source), numbers(rows), sections)
+    notes = tables.notes(summary)
+    return Page(source.title, headline(rows), _subtitle(source), numbers(rows), sections, notes)
 
 
 def _subtitle(source: Source) -> str:
@@ -158,23 +174,24 @@ def _millions(count: int) -> str:
 
 
 def profile(rows: Sequence[Row]) -> list[Chart]:
-    """What every layer knows, at the last step with ridge probes: the page's form of `depth_profile`."""
+    """What every layer knows, at the last step with converged probes: the page's form of `depth_profile`."""
     own = id_dataset(rows)
-    ridge = curve(rows, dataset=own)
+    decides, looks = probe_variant(rows), kinds(rows)
+    probe = curve(rows, dataset=own)
     lines: list[Line] = []
-    for variant, (name, color, dash) in VARIANTS.items():
+    for variant, (name, color, dash) in looks.items():
         found = curve(rows, variant=variant, dataset=own)
         if found.layer:
             look = {"dash": dash, "marker": "circle", "shown": not lines}
             label = f"{own} {name} (ID)"
-            if variant == "ridge":
+            if variant == decides:
                 layers = found.layers_only()
                 look |= {"low": 100 * (layers.value - layers.se), "high": 100 * (layers.value + layers.se)}
                 look["width"] = 2.6
             lines += _with_raw(line(found, label, color, **look), found)
     online = curve(rows, variant="online", dataset=own)
     if online.layer:
-        lines.append(line(online, f"{own} online (ID)", SKY, width=1.4, shown=not ridge.layer))
+        lines.append(line(online, f"{own} online (ID)", SKY, width=1.4, shown=not probe.layer))
     ood = [found for name in ood_datasets(rows) if (found := curve(rows, dataset=name)).layer]
     colors = STYLE["ood_colors"][len(ood) > 1 :]  # the first is the mean's
     for k, found in enumerate(ood):
@@ -183,7 +200,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
             "marker": "square",
             "width": 2.2 if len(ood) == 1 else 1.7,
         }
-        made = line(found, f"{found.dataset} ridge (OOD)", colors[k % len(colors)], **look)
+        made = line(found, f"{found.dataset} {looks[decides][0]} (OOD)", colors[k % len(colors)], **look)
         lines += _with_raw(made, found)
     if len(ood) > 1:
         lines += _mean(rows, len(ood))
@@ -191,7 +208,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
     if not lines and not rank.layer:
         return []
     last = max(int(each.x[-1]) for each in [*lines, *([line(rank, "")] if rank.layer else [])] if len(each.x))
-    value = network_accuracy(rows, own, ridge.split or online.split, max(ridge.step, online.step))
+    value = network_accuracy(rows, own, probe.split or online.split, max(probe.step, online.step))
     if math.isfinite(value) and lines:
         text = f"network {percent(value)}"
         at = np.array([0.5, last + 0.5])
@@ -211,16 +228,16 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
         ticks={0: "raw"} if at_zero else None,
         marks=marks(starts),
         shade=(first, "tunnel (95 % rule)") if first else None,
-        note=_profile_note(ridge.layer != [], at_zero),
+        note=_profile_note(probe.layer != [], at_zero),
         wide=True,
         draw=partial(depth_profile, rows),
     )
     return [chart]
 
 
-def _profile_note(ridge: bool, raw: bool) -> str:
+def _profile_note(band: bool, raw: bool) -> str:
     parts = ["Probes are fitted on frozen features and scored on held-out images."]
-    if ridge:
+    if band:
         parts.append("The band is one standard error.")
     if raw:
         parts.append("Hollow marks: probes on raw pixels.")
@@ -288,7 +305,7 @@ def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart
     stated = summary.get("transfer") or {}
     lines, charts = [], []
     for name in ood_datasets(rows):
-        for variant, (probe, _, _) in VARIANTS.items():
+        for variant, (probe, _, _) in kinds(rows).items():
             found = curve(rows, variant=variant, dataset=name).layers_only().finite()
             if found.layer:
                 best = int(np.argmax(found.value))
@@ -298,7 +315,8 @@ def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart
                 strength = said.get("strength") if said.get("variant", "ridge") == variant else None
                 lines.append([name, probe, where, *accuracy, *values, *([strength] if stated else [])])
         if len(drawn := _kinds(rows, name)) > 1:
-            charts.append(Chart(f"transfer_{name}", f"Probes of {name}", drawn, y="accuracy (%)"))
+            about = _fitted_on(rows, summary)
+            charts.append(Chart(f"transfer_{name}", f"Probes of {name}", drawn, y="accuracy (%)", note=about))
     heads = ["set", "probe", "best layer", "best %", "last layer %", "kept %", "Pearson", "alignment"]
     note = "Kept: accuracy of the last layer over that of the best. Pearson: correlation of the trained set's curve "
     note += (
@@ -317,33 +335,45 @@ def _last(rows: Sequence[Row], measure: str, variant: str, dataset: str) -> floa
 
 def _kinds(rows: Sequence[Row], dataset: str | None) -> list[Line]:
     lines = []
-    for variant, (name, color, dash) in VARIANTS.items():
+    for variant, (name, color, dash) in kinds(rows).items():
         found = curve(rows, variant=variant, dataset=dataset)
         if np.isfinite(found.value).any():
             lines.append(line(found, name, color, dash=dash, marker="circle"))
     return lines
 
 
-def probes(rows: Sequence[Row]) -> list[Chart]:
+def _fitted_on(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+    """How many training images the ridge probes saw, and how many the others; empty where that is not known."""
+    settings = summary.get("settings") or {}
+    sample, cap = settings.get("sample"), settings.get("fit_images")
+    if sample is None or "ridge" not in kinds(rows):
+        return ""
+    most = "all" if cap is None else f"up to {number(cap)}"
+    return f"Ridge probes are fitted on {most} training images, the others on up to {number(sample)} of them."
+
+
+def probes(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Chart]:
     """Other kinds and other scores of the trained set's probes."""
-    own = id_dataset(rows)
-    kinds = _kinds(rows, own)
+    own, decides = id_dataset(rows), probe_variant(rows)
     charts = [
         Chart(
             "probes",
             f"Probes of {own} by how they are fitted",
-            kinds,
+            _kinds(rows, own),
             y="accuracy (%)",
             marks=marks(tunnels(rows)),
+            note=_fitted_on(rows, summary),
         )
     ]
     scores: list[Wanted] = [
-        ("probe_accuracy", "ridge", "accuracy"),
-        ("probe_balanced_accuracy", "ridge", "balanced accuracy"),
-        ("probe_top5_accuracy", "ridge", "top-5 accuracy"),
+        ("probe_accuracy", decides, "accuracy"),
+        ("probe_balanced_accuracy", decides, "balanced accuracy"),
+        ("probe_top5_accuracy", decides, "top-5 accuracy"),
     ]
     drawn = several(rows, scores, own)
-    charts.append(Chart("probe_scores", "Ridge probe by how it is scored", drawn, y="accuracy (%)"))
+    charts.append(
+        Chart("probe_scores", f"{decides.capitalize()} probe by how it is scored", drawn, y="accuracy (%)")
+    )
     return [chart for chart in charts if len(chart.lines) > 1]
 
 

@@ -14,7 +14,7 @@ from tunnel_lightning.report.heat import grid, heat_map
 from tunnel_lightning.report.lines import COLORS, Wanted, line, measure_name, several
 from tunnel_lightning.report.style import GREY, INK, RANK
 from tunnel_lightning.report.words import number
-from tunnel_lightning.runs import Analysis, Row, SimilarityMap, curve, id_dataset
+from tunnel_lightning.runs import Analysis, Row, SimilarityMap, curve, id_dataset, probe_variant
 
 MAPS = {
     "cka": ("CKA of the layers", "Linear CKA of the layers' features, unbiased, averaged over batches."),
@@ -26,10 +26,10 @@ MAPS = {
     ),
     "cka_all_no_dominant": ("Without the dominant images", "The same without the images that dominate it."),
     "pc1_cosine": ("First principal components", "Cosine of the images' scores on it, without the sign."),
-    "rbf_cka": ("RBF CKA", "On a sample of the images."),
-    "procrustes": ("Procrustes", "On a sample of the images."),
-    "svcca": ("SVCCA", "On a sample of the images."),
-    "pwcca": ("PWCCA", "On a sample of the images."),
+    "rbf_cka": ("RBF CKA", "On up to 2,000 test images."),
+    "procrustes": ("Procrustes", "On up to 2,000 test images."),
+    "svcca": ("SVCCA", "On up to 2,000 test images."),
+    "pwcca": ("PWCCA", "On up to 2,000 test images."),
 }
 """Names of the similarity maps, and what each is."""
 
@@ -240,7 +240,7 @@ def collapse(rows: Sequence[Row]) -> list[Chart]:
 
 def over_time(rows: Sequence[Row], watched: bool) -> Section:
     """How accuracy, rank and weights change from profile to profile."""
-    wanted = [("probe_accuracy", "ridge"), RANK, ("weight_change", "l2_per_sqrt_n")]
+    wanted = [("probe_accuracy", probe_variant(rows)), RANK, ("weight_change", "l2_per_sqrt_n")]
     own = id_dataset(rows)
     maps = []
     for measure, variant in wanted:
@@ -281,6 +281,9 @@ def pictures(analysis: Analysis | None) -> Section:
     names = names or [str(k) for k in range(int(labels.max(initial=0)) + 1)]
     said = [escape(names[k]) for k in labels]
     points = [Points(f"tsne_{layer}", layer, place, labels, names, said) for layer, place in arrays.items()]
-    text = "t-SNE: each point is an image, its colour the class; what lies together is alike to the layer."
+    text = (
+        "t-SNE of up to 1,000 test images: each point is an image, its colour the class; what lies together is "
+        "alike to the layer."
+    )
     chips = list(zip(names, COLORS, strict=False)) if len(names) <= len(COLORS) else []
     return Section("pictures", "Pictures of layers", points, text, chips=chips)

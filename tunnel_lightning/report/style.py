@@ -56,6 +56,7 @@ TITLES = {
     ("probe_accuracy", "logistic"): "Logistic probe accuracy",
     ("probe_accuracy", "masarczyk"): "Probe accuracy (Masarczyk et al.)",
     ("probe_accuracy", "harun"): "Probe accuracy (Harun et al.)",
+    ("probe_accuracy", "nguyen"): "Probe accuracy (Nguyen et al.)",
     ("probe_balanced_accuracy", "ridge"): "Balanced accuracy of the ridge probe",
     ("probe_top5_accuracy", "ridge"): "Top-5 accuracy of the ridge probe",
     ("accuracy", "network"): "Accuracy of the network",

@@ -21,6 +21,7 @@ from tunnel_lightning.runs import (
     id_dataset,
     network_accuracy,
     ood_datasets,
+    probe_variant,
     tunnels,
 )
 
@@ -29,17 +30,14 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-_ID = {"ridge": "ID %", "online": "online %"}
-
-
 def profile_table(
     run: Run | Iterable[Row], name_width: int = 30, most_sets: int = 3, arrow: str = "◀"
 ) -> Table:
     """Return the profile at the end of a run as a rich table.
 
-    One line per layer: index, name, dimension, ridge probe (online probe where there is no ridge one) on the
-    in-distribution set and ridge probe on each out-of-distribution set in percent, numerical rank, and the
-    rules by which the tunnel starts there. Line 0 is the raw pixels, the last the network's own accuracy. A
+    One line per layer: index, name, dimension, ridge probe (where there is none another converged one, else the
+    online probe) on the in-distribution set and on each out-of-distribution set in percent, numerical rank, and
+    the rules by which the tunnel starts there. Line 0 is the raw pixels, the last the network's own accuracy. A
     dash stands for what was not measured.
 
     Args:
@@ -73,7 +71,7 @@ def profile_table(
 
     columns: list[tuple[str, dict[int, str]]] = []
     if probe.layer:
-        columns.append((f"{own}\n{_ID[probe.variant]}", _percents(probe)))
+        columns.append((f"{own}\n{'online' if probe.variant == 'online' else 'ID'} %", _percents(probe)))
     if len(ood) > most_sets:
         columns.append((f"{len(ood)} sets\nOOD %", _means(ood)))
     else:
@@ -130,7 +128,8 @@ def print_profile(run: Run, console: Console | None = None, folder: str = "run f
     if shown:
         console.print(Text(f"{run.id}, epoch {shown[0].epoch}, step {shown[0].step}", style="bold"))
         console.print(_fitting(rows, console))
-        legend = ["ID, OOD: ridge probe on frozen features"] if probe.variant == "ridge" or ood else []
+        kind = probe_variant(rows)
+        legend = [f"ID, OOD: {kind} probe on frozen features"] if probe.variant == kind or ood else []
         legend += ["rank: covariance eigenvalues above 1e-3 of the largest"] if rank.layer else []
         console.print(Text("; ".join(legend), style="dim"))
         words = Table.grid(padding=(0, 2))
@@ -161,12 +160,11 @@ def _curves(rows: list[Row]) -> tuple[Curve, list[Curve], Curve]:
 
 def _kept(rows: list[Row], ood: list[Curve]) -> list[str]:
     at = {(c.dataset, c.step) for c in ood}
+    kind = ("ood_retained", probe_variant(rows))
     return [
         f"{r.dataset} {r.value:.0f} %"  # a percentage, as in Harun et al.
         for r in rows
-        if (r.measure, r.variant) == ("ood_retained", "ridge")
-        and (r.dataset, r.step) in at
-        and np.isfinite(r.value)
+        if (r.measure, r.variant) == kind and (r.dataset, r.step) in at and np.isfinite(r.value)
     ]
 
 

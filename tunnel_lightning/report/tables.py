@@ -76,7 +76,7 @@ def _column(row: Row, own: str | None) -> str:
 def details(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Table]:
     """Settings, versions, machine, the time each part took, and notes; of the analysis, else of the run."""
     parts: list[tuple[str, str, Any]] = [
-        ("notes", "Notes", dict(enumerate(summary.get("notes") or [], 1))),
+        ("notes", "Notes", dict(enumerate(notes(summary), 1))),
         ("settings", "Settings", summary.get("settings") or manifest.get("taps")),
         ("penalty", "Penalty of each logistic probe", summary.get("penalty")),
         ("network", "Network", summary.get("network")),
@@ -89,6 +89,11 @@ def details(manifest: Mapping[str, Any], summary: Mapping[str, Any]) -> list[Tab
         for key, title, found in parts
         if isinstance(found, Mapping) and found
     ]
+
+
+def notes(summary: Mapping[str, Any]) -> list[str]:
+    """What a reader must know, as that a set was shown at another size."""
+    return [str(note) for note in summary.get("notes") or []]
 
 
 def _flat(found: Mapping[Any, Any], path: str = "") -> list[tuple[str, Any]]:

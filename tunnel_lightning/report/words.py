@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,10 @@ def headline(rows: Sequence[Row]) -> str:
     found = tunnels(rows)
     parts = [said for said in (_trained(rows, found["id95"]), _transfer(rows, found["ood"])) if said]
     if not parts:
-        return "Where the tunnel starts is unknown: no probe was measured on held-out images"
+        said = "unknown: no probe was measured on held-out images"
+        if any(row.measure == "probe_accuracy" and row.split != "train" for row in rows):
+            said = found["id95"].note
+        return f"Where the tunnel starts is {said}"
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 
@@ -121,7 +124,7 @@ def _transfer(rows: Sequence[Row], rule: Tunnel) -> str:
 
 
 def mean_transfer(rows: Sequence[Row], rule: Tunnel) -> dict[int, float]:
-    """Accuracy of the ridge probe by layer index, averaged over the sets of the OOD rule; 0 is the raw pixels.
+    """Accuracy of the probe by layer index, averaged over the sets of the OOD rule; 0 is the raw pixels.
 
     Only layers that every set has a value for; empty where the rule found nothing.
     """
@@ -132,6 +135,18 @@ def mean_transfer(rows: Sequence[Row], rule: Tunnel) -> dict[int, float]:
         return {}
     common = set.intersection(*(set(table) for table in tables))
     return {index: float(np.mean([table[index] for table in tables])) for index in sorted(common)}
+
+
+def kept_transfer(mean: Mapping[int, float]) -> float:
+    """Accuracy of the last layer over that of the best, from those by layer index; NaN where no layer transfers.
+
+    Example:
+        >>> kept_transfer({0: 0.9, 1: 0.8, 2: 0.4}), kept_transfer({1: 0.0})
+        (0.5, nan)
+    """
+    layers = {index: value for index, value in mean.items() if index}
+    best = max(layers.values(), default=0.0)
+    return layers[max(layers)] / best if best > 0 else math.nan
 
 
 def numbers(rows: Sequence[Row]) -> list[Number]:
@@ -192,7 +207,9 @@ def _kept(rows: Sequence[Row], rule: Tunnel) -> Number | None:
         return None
     mean = mean_transfer(rows, rule)
     layers = {index: value for index, value in mean.items() if index}
-    kept = layers[max(layers)] / max(layers.values())
+    kept = kept_transfer(layers)
+    if math.isnan(kept):
+        return None
     sets = rule.datasets[0] if len(rule.datasets) == 1 else f"{len(rule.datasets)} sets"
     best = max(layers, key=lambda index: layers[index])
     detail = f"best at layer {best}: {percent(layers[best])}; at the end {percent(layers[max(layers)])}"

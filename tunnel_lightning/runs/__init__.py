@@ -8,7 +8,15 @@ from tunnel_lightning.runs.analysis import (
     write_analysis,
 )
 from tunnel_lightning.runs.comparison import Comparison, is_comparison, load_comparison
-from tunnel_lightning.runs.curves import Curve, curve, id_dataset, network_accuracy, ood_datasets
+from tunnel_lightning.runs.curves import (
+    PROBES,
+    Curve,
+    curve,
+    id_dataset,
+    network_accuracy,
+    ood_datasets,
+    probe_variant,
+)
 from tunnel_lightning.runs.files import (
     machine_info,
     new_run_folder,
@@ -38,6 +46,7 @@ __all__ = [
     "LAYERS_FILE",
     "MANIFEST_FILE",
     "NETWORK",
+    "PROBES",
     "PROFILE_FILE",
     "RULES",
     "SCHEMA_VERSION",
@@ -63,6 +72,7 @@ __all__ = [
     "new_run_folder",
     "ood_datasets",
     "package_versions",
+    "probe_variant",
     "read_layers",
     "read_manifest",
     "run_id_of",

@@ -99,8 +99,8 @@ def write_analysis(
         similarity: maps by name.
         spectrum: eigenvalues by ``dataset|split|layer``, each [D].
         embeddings: by layer [n, 2], and ``labels`` [n].
-        summary: plain values, numpy scalars and arrays; NaN and infinity are written as null. The schema
-            version is added.
+        summary: plain values, numpy scalars and arrays; NaN and infinity are written as null. ``dataset`` names
+            the set the network was trained on. The schema version is added.
 
     Example:
         >>> import tempfile
@@ -155,7 +155,7 @@ def load_analysis(folder: str | Path) -> Analysis:
     table = ProfileTable(path / PROFILE_FILE)
     if not table.path.exists():
         raise RunError(f"{path} has a summary but no {PROFILE_FILE}: {_AGAIN}.")
-    return Analysis(path, Run(path, table.rows), summary)
+    return Analysis(path, Run(path, table.rows, summary.get("dataset")), summary)
 
 
 def analysis_folder(folder: str | Path) -> Path | None:

@@ -13,6 +13,9 @@ from tunnel_lightning.runs.schema import NETWORK, Row
 SPLITS = ("test", "val", "train")
 """Where several splits were measured, the first of these is shown."""
 
+PROBES = ("ridge", "logistic", "masarczyk", "harun", "nguyen")
+"""Kinds of converged probes: where several were fitted, the first of these decides."""
+
 
 @dataclass(frozen=True, eq=False)
 class Curve:
@@ -65,7 +68,7 @@ class Curve:
 def curve(
     rows: Iterable[Row],
     measure: str = "probe_accuracy",
-    variant: str = "ridge",
+    variant: str | None = None,
     dataset: str | None = None,
     split: str | None = None,
     step: int | None = None,
@@ -77,7 +80,7 @@ def curve(
     Args:
         rows: rows of one run.
         measure: as in `Row`.
-        variant: as in `Row`.
+        variant: as in `Row`; default: the probe that decides, see `probe_variant`.
         dataset: default: the in-distribution set, see `id_dataset`.
         split: default: ``test``, else ``val``, else ``train``, whichever was measured.
         step: default: the last at which this was measured.
@@ -92,6 +95,7 @@ def curve(
         array([9. , 4.5])
     """
     rows = list(rows)
+    variant = probe_variant(rows) if variant is None else variant
     dataset = id_dataset(rows) if dataset is None else dataset
     found = [
         r
@@ -124,11 +128,27 @@ def curve(
     )
 
 
+def probe_variant(rows: Iterable[Row]) -> str:
+    """Name the kind of probe by which tunnel and transfer are told.
+
+    It is the first of `PROBES` that was scored on held-out images of any set, and one for all sets of a run; never
+    the online probe; ``ridge`` where there is none.
+
+    Example:
+        >>> row = Row("r", 0, 0, -1, "test", "A", "l1", 1, "probe_accuracy", "harun", 0.5)
+        >>> probe_variant([row]), probe_variant([row, row._replace(variant="logistic")])
+        ('harun', 'logistic')
+    """
+    there = {r.variant for r in rows if r.measure == "probe_accuracy" and r.split != "train"}
+    return next((variant for variant in PROBES if variant in there), PROBES[0])
+
+
 def id_dataset(rows: Sequence[Row]) -> str | None:
     """Name the set the network was trained on: the one its own accuracy was last measured on.
 
     A network without a matching head has no such row; then it is the set of the last online probe, else of
-    the first ridge probe, else of the first row. None without rows.
+    the first probe that decides, see `probe_variant`, else of the first row. None without rows. A `Run` that was
+    told the set has its rows first.
 
     Example:
         >>> id_dataset([Row("r", 0, 0, -1, "val", "A", "network", 3, "accuracy", "network", 0.5)])
@@ -138,12 +158,15 @@ def id_dataset(rows: Sequence[Row]) -> str | None:
     for key in (("accuracy", "network"), ("probe_accuracy", "online")):
         if key in last:
             return last[key]
-    ridge = (r.dataset for r in rows if r.measure == "probe_accuracy" and r.variant == "ridge")
-    return next(ridge, rows[0].dataset if rows else None)
+    kind = ("probe_accuracy", probe_variant(rows))
+    probes = (r.dataset for r in rows if (r.measure, r.variant) == kind)
+    return next(probes, rows[0].dataset if rows else None)
 
 
 def ood_datasets(rows: Sequence[Row]) -> list[str]:
-    """Name the sets transfer was measured on: those with a ridge probe that are not the in-distribution one.
+    """Name the sets transfer was measured on: those with a probe that are not the in-distribution one.
+
+    The probe is the one that decides, see `probe_variant`.
 
     Example:
         >>> row = Row("r", 0, 0, -1, "test", "B", "l1", 1, "probe_accuracy", "ridge", 0.5)
@@ -153,10 +176,8 @@ def ood_datasets(rows: Sequence[Row]) -> list[str]:
     """
     own = id_dataset(rows)
     # dict.fromkeys keeps the order in which the sets were listed in the run's config.
-    names = dict.fromkeys(
-        r.dataset for r in rows if r.measure == "probe_accuracy" and r.variant == "ridge" and r.dataset != own
-    )
-    return list(names)
+    kind = ("probe_accuracy", probe_variant(rows))
+    return list(dict.fromkeys(r.dataset for r in rows if (r.measure, r.variant) == kind and r.dataset != own))
 
 
 def network_accuracy(rows: Iterable[Row], dataset: str | None, split: str, step: int) -> float:

@@ -24,15 +24,17 @@ class Run:
     Args:
         path: the folder.
         rows: rows of its profile table.
+        dataset: the set the network was trained on, where that is known otherwise than from the rows.
 
     Attributes:
         path: the folder.
-        rows: every row of the profile table.
+        rows: every row of the profile table; those of ``dataset`` first, which is how `id_dataset` finds it where
+            the network's own accuracy was not measured.
     """
 
-    def __init__(self, path: str | Path, rows: list[Row]) -> None:
+    def __init__(self, path: str | Path, rows: list[Row], dataset: str | None = None) -> None:
         self.path = Path(path)
-        self.rows = rows
+        self.rows = sorted(rows, key=lambda row: row.dataset != dataset) if dataset else rows
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}, {len(self.rows)} rows)"
@@ -73,7 +75,7 @@ class Run:
         self,
         step: int | None = None,
         measure: str = "probe_accuracy",
-        variant: str = "ridge",
+        variant: str | None = None,
         dataset: str | None = None,
         split: str | None = None,
     ) -> Curve:
@@ -84,7 +86,7 @@ class Run:
         """
         found = curve(self.rows, measure, variant, dataset, split, step)
         if not found.layer:
-            asked = ", ".join(str(v) for v in (measure, variant, dataset, split) if v is not None)
+            asked = ", ".join(str(v) for v in (measure, found.variant, dataset, split) if v is not None)
             at = "" if step is None else f" at step {step}"
             there = sorted({f"{r.measure}/{r.variant} ({r.dataset}, {r.split})" for r in self.rows})
             raise RunError(

@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tunnel_lightning.runs.curves import Curve, curve, id_dataset, network_accuracy, ood_datasets
+from tunnel_lightning.runs.curves import (
+    Curve,
+    curve,
+    id_dataset,
+    network_accuracy,
+    ood_datasets,
+    probe_variant,
+)
 from tunnel_lightning.runs.schema import Row
 
 RULES = ("id95", "id98", "ood")
@@ -60,16 +67,18 @@ def tunnels(rows: Iterable[Row]) -> dict[str, Tunnel]:
 def tunnel_start(rows: Iterable[Row], rule: str = "id95") -> Tunnel:
     """Find where the tunnel starts, by one of three rules.
 
-    - ``id95``, ``id98``: the first layer whose in-distribution ridge probe reaches 95 or 98 % of the
+    - ``id95``, ``id98``: the first layer whose in-distribution probe reaches 95 or 98 % of the
       network's accuracy (of the last layer's probe where the network's own was not measured). Masarczyk et
       al. use 95 %, in places 98 %.
-    - ``ood``: the layer after the one where the ridge probe's accuracy, averaged over the
-      out-of-distribution sets, peaks (Harun et al., 2024, arXiv:2405.15018).
+    - ``ood``: the layer after the one where the probe's accuracy, averaged over the out-of-distribution
+      sets, peaks (Harun et al., 2024, arXiv:2405.15018).
 
-    The last step at which the probes in question were measured counts; of the in-distribution set ``test``
-    before ``val``, never ``train``. Layers whose value is NaN are passed over. Where the raw pixels or the
+    The probe is the ridge probe, or where none was fitted another converged one, see `probe_variant`; the note
+    then names it. The last step at which the probes in question were measured counts; of the in-distribution set
+    ``test`` before ``val``, never ``train``. Layers whose value is NaN are passed over. Where the raw pixels or the
     first layer already do it there is no extractor, hence no tunnel: `Tunnel.start` is None and the note says
-    so, as it does where no layer reaches the threshold, or transfer peaks at the last layer.
+    so, as it does where no layer reaches the threshold, or transfer peaks at the last layer. Where nothing is ever
+    right, nothing can be told.
 
     Args:
         rows: rows of one run.
@@ -112,10 +121,11 @@ def _in_distribution(rows: Sequence[Row], rule: str) -> Tunnel:
             probe = val  # a probe is compared with the network on the same images
     if not probe.layer:
         return _unknown(
-            rule, "unknown: no ridge probe of the in-distribution set on test or val was measured"
+            rule,
+            f"unknown: no {probe.variant} probe of the in-distribution set on test or val was measured",
         )
     layers = probe.layers_only().finite()
-    where = f"{probe.dataset} {probe.split} probe"
+    where = f"{probe.dataset} {probe.split} {_kind(probe.variant)}probe"
     if not layers.layer:
         return _unknown(rule, f"unknown: the {where} has no finite value in any layer")
 
@@ -124,6 +134,8 @@ def _in_distribution(rows: Sequence[Row], rule: str) -> Tunnel:
     if not np.isfinite(reference):
         reference = float(layers.value[-1])
         whose = f"the last probe's {_percent(reference)} (the network's own accuracy was not measured)"
+    if not reference > 0:
+        return _unknown(rule, f"unknown: {whose} leave the probes nothing to reach")
     share = _SHARE[rule]
     threshold = share * reference
     goal = f"{100 * share:.0f} % of {whose}"
@@ -175,9 +187,12 @@ def _ood(rows: Sequence[Row]) -> Tunnel:
     latest = max((c.step for c in sets_measured), default=-1)
     curves = [c for c in sets_measured if c.step == latest and np.isfinite(c.value).any()]
     if not curves:
-        return _unknown("ood", "unknown: no ridge probe of an out-of-distribution set was measured")
+        kind = probe_variant(rows)
+        return _unknown("ood", f"unknown: no {kind} probe of an out-of-distribution set was measured")
     names = tuple(c.dataset for c in curves)
     sets = names[0] if len(names) == 1 else f"{len(names)} sets ({', '.join(names)})"
+    kind = _kind(curves[0].variant)
+    sets += f" by the {kind}probe" if kind else ""
     # Only layers every set has: a mean over fewer sets would jump by which set is missing.
     common = sorted(set.intersection(*(set(c.finite().index.tolist()) for c in curves)))
     layers = [i for i in common if i > 0]
@@ -189,6 +204,8 @@ def _ood(rows: Sequence[Row]) -> Tunnel:
 
     peak = max(layers, key=lambda i: mean[i])  # of equals the first
     last = layers[-1]
+    if not max(mean.values()) > 0:
+        return _unknown("ood", f"unknown: no probe is right about any image of {sets}")
     every = {i: name for c in curves for i, name in zip(c.index.tolist(), c.layer, strict=True)}
 
     def result(start: int | None, extractor: int, note: str) -> Tunnel:
@@ -214,6 +231,11 @@ def _ood(rows: Sequence[Row]) -> Tunnel:
     if mean[peak] - mean[last] < 2 * np.hypot(error[peak], error[last]):
         note += ", a fall within two standard errors"
     return result(peak + 1, peak, note)
+
+
+def _kind(variant: str) -> str:
+    """The name of a kind of probe, with a space, where it is not the usual one."""
+    return "" if variant == "ridge" else f"{variant} "
 
 
 def _errors(c: Curve) -> NDArray[np.float64]:
