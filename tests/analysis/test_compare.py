@@ -346,3 +346,9 @@ def test_along_depth(size, expected):
 
 def test_examples():
     assert doctest.testmod(findings).failed == 0
+
+
+@pytest.mark.parametrize(("option", "value"), [("device", "tpu"), ("precision", "foo")])
+def test_a_machine_that_is_not_there_is_refused_in_words(runs, option, value):
+    with pytest.raises(ValueError, match=f"no {option} '{value}': choose one of"):
+        compare([runs["one"], runs["two"]], **{option: value})

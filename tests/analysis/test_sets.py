@@ -90,7 +90,9 @@ def test_someone_elses_datamodule():
     images = ImageSet.of(Bare())
     assert (images.name, images.num_classes, images.class_names) == ("Bare", 4, ["0", "1", "2", "3"])
     assert images.splits == ["train", "val"]
-    assert torch.equal(gather(images.batches("train"))[0], Images(60, 0, classes=4).x[images.numbers("train")])
+    assert torch.equal(
+        gather(images.batches("train"))[0], Images(60, 0, classes=4).x[images.numbers("train")]
+    )
     with pytest.raises(ValueError, match="Bare has no test images: give it a test_dataloader"):
         images.batches("test")
 
@@ -194,6 +196,11 @@ def test_a_class_without_images_is_named():
     rare = TensorDataset(torch.zeros(100, 1, 2, 2), (torch.arange(100) == 1).long())
     assert plain(rare).check() == []
     assert plain(rare).check(10) == ["Plain has no training images of 1 of 2 classes (1)"], "of those used"
+
+
+def test_a_test_split_without_images_is_refused():
+    with pytest.raises(ValueError, match="Plain has no test images, so nothing can be scored on it"):
+        ImageSet.from_loaders("Plain", numbered(10), Subset(numbered(10), [])).check()
 
 
 def test_fewer_images_than_classes_are_refused():

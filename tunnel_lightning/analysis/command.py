@@ -21,7 +21,7 @@ from rich.text import Text
 
 import tunnel_lightning.data  # noqa: F401 - for their names: `--data CIFAR10` is looked up among the classes known here
 from tunnel_lightning.analysis.base import Subject
-from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.context import Context, check_machine, fabric_of
 from tunnel_lightning.analysis.options import Options, with_protocol
 from tunnel_lightning.analysis.parts import PARTS_FOLDER, perform
 from tunnel_lightning.analysis.profile import Profile
@@ -33,8 +33,6 @@ from tunnel_lightning.report.static import FORMATS
 from tunnel_lightning.runs import read_manifest
 from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
-PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 """Of the forward passes; what is measured is summed in single and double precision."""
 DESCRIPTION = (
     "Measure every layer of a trained network: of a run that `fit` made (RUN), or of any other (--model with "
@@ -92,9 +90,7 @@ class Request:
             raise ValueError("--ckpt goes with a run: give the file of a --model's weights as --weights")
         if self.model is not None and self.data is None:
             raise ValueError(f"--model {self.model} needs the images it is shown: for example --data CIFAR10")
-        for name, known in (("device", DEVICES), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"no {name} {getattr(self, name)!r}: choose one of {', '.join(known)}")
+        check_machine(self.device, self.precision)
         if wrong := [each for each in self.formats if each not in FORMATS]:
             raise ValueError(f"no format {wrong[0]!r} of figures: choose among {', '.join(FORMATS)}")
         if self.processes < 1:
@@ -116,15 +112,7 @@ class Request:
         Raises:
             ValueError: there is no such device here, or not so many.
         """
-        try:
-            return Fabric(
-                accelerator=self.device,
-                devices=self.processes,
-                strategy="ddp" if self.processes > 1 else "auto",
-                precision=self.precision,  # type: ignore[arg-type]
-            )
-        except Exception as error:  # Lightning's own, of several kinds
-            raise ValueError(" ".join(str(error).split())) from error
+        return fabric_of(self.device, self.precision, self.processes)
 
 
 def analyze(request: Request, options: Options) -> None:

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
-from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule
 
+from tunnel_lightning.analysis.context import fabric_of
 from tunnel_lightning.analysis.findings import Findings
 from tunnel_lightning.analysis.predictions import Group, Predictions, group_runs
 from tunnel_lightning.analysis.subject import read_config
@@ -119,7 +119,7 @@ def compare(
             )
     if out is not None:
         _check_out(Path(out))
-    fabric = Fabric(accelerator=device, devices=1, precision=precision)  # type: ignore[arg-type]
+    fabric = fabric_of(device, precision)
     members = gather(runs, data, ckpt, taps, batch_size)
     configs = [read_config(run) for run in runs]
     kinds = group_runs([member.run_id for member in members], configs, groups)

@@ -26,6 +26,39 @@ Progress = Callable[[str, int, int], None]
 """Told ``(what, done, in all)`` while a pass runs, and lines that stay with 0 in all."""
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+def check_machine(device: str, precision: str) -> None:
+    """Refuse what is no device or precision, before anything is read.
+
+    Raises:
+        ValueError: it names those there are.
+    """
+    for name, value, known in (("device", device, DEVICES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ValueError(f"no {name} {value!r}: choose one of {', '.join(known)}")
+
+
+def fabric_of(device: str, precision: str, processes: int = 1) -> Fabric:
+    """The machine that is asked for.
+
+    Raises:
+        ValueError: there is no such device here, or not so many.
+    """
+    check_machine(device, precision)
+    try:
+        return Fabric(
+            accelerator=device,
+            devices=processes,
+            strategy="ddp" if processes > 1 else "auto",
+            precision=precision,  # type: ignore[arg-type]
+        )
+    except Exception as error:  # Lightning's own, of several kinds
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 class Context:
     """One analysis under way: leaving it takes the hooks off the network and puts it back where it was.
 

@@ -203,7 +203,7 @@ class ImageSet:
             Notes for the reader: none, or one.
 
         Raises:
-            ValueError: fewer training images than classes, or labels that are no class indices.
+            ValueError: fewer training images than classes, no test images, or labels that are no class indices.
         """
         labels = self.labels("train", n)
         _check_labels(labels, self.num_classes, f"{self.name} (train)")
@@ -213,6 +213,8 @@ class ImageSet:
                 f"{self.name}: {int(counts.sum())} training images are fewer than its {self.num_classes} "
                 "classes, so no probe can be fitted: give more images, or fewer classes"
             )
+        if "test" in self.sources and not self.size("test"):
+            raise ValueError(f"{self.name} has no test images, so nothing can be scored on it: give it some")
         empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
         if not empty:
             return []
