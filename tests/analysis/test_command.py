@@ -236,7 +236,6 @@ def python(*arguments, **options):
     )  # fmt: skip
 
 
-@pytest.mark.slow
 def test_two_processes_give_the_figures_of_one(run):
     names = "ridge,ranks,variance,collapse,cka,logistic,masarczyk,knn,tsne,procrustes,svcca,blocks"
     options = ["--device=cpu", f"--measures={names}", "--sample=300", "--fit_images=700", "--ckpt=all"]

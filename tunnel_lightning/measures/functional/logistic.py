@@ -165,7 +165,10 @@ def logistic_all(
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> dict[str, LogisticPath]:
-    """:func:`logistic_path` of every layer.
+    """:func:`logistic_path` of every layer, one after the other in double precision.
+
+    In single precision where the solver stops depends on the order of its sums, hence on the number of threads, and
+    with processes that share a machine's cores an image or two changes sides.
 
     Args:
         features: ``[N, D]`` by layer.
@@ -186,7 +189,7 @@ def logistic_all(
     """
     found = {}
     for name, layer in features.items():
-        found[name] = logistic_path(layer, target, num_classes, penalties, **options)
+        found[name] = logistic_path(layer.double(), target, num_classes, penalties, **options)
         if progress is not None:
             progress(name)
     return found
