@@ -73,11 +73,11 @@ def forward(first: nn.Module, second: nn.Module, batches: Batches, layers: list[
 
 
 def ours(first: nn.Module, second: nn.Module, batches: Batches, layers: list[str]) -> Tensor:
-    spec = TapSpec(layers=layers, pool="flatten")
-    similarity = LayerSimilarity()
-    with Taps(first, spec) as a, Taps(second, spec) as b, torch.no_grad():
+    spec = TapSpec(layers=layers, pool="gram")
+    similarity = LayerSimilarity(grams=True)
+    with Taps(first, spec) as a, Taps(second, spec) as b, torch.inference_mode():
         for taps in (a, b):
-            taps.dry_run(batches[0][0])
+            taps.dry_run(batches[0][0][:2])
         for x, _ in batches:
             features = {}
             for which, taps in (("first", a), ("second", b)):
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--batches", type=int, default=4)
+    parser.add_argument("--batches", type=int, default=10)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     print(

@@ -4,6 +4,8 @@ import errno
 import os
 import sys
 from importlib import import_module
+from opcode import opmap
+from types import TracebackType
 
 from tunnel_lightning import __version__
 
@@ -29,6 +31,9 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 
 SAID = (ValueError, OSError, RuntimeError, TypeError, ImportError)
 """Kinds of error that the package raises for mistakes; others are its own."""
+
+RAISE = opmap["RAISE_VARARGS"]
+"""The instruction of a ``raise`` statement."""
 
 USAGE = """usage: python -m tunnel_lightning COMMAND [options]
 
@@ -103,14 +108,21 @@ def _sentence(error: Exception) -> str | None:
 def _said_by_us(error: BaseException | None) -> BaseException | None:
     """The error, or the one behind it, that the package itself raised: its sentence says all, without a traceback."""
     while error is not None:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-        if isinstance(error, SAID) and name.startswith("tunnel_lightning"):
+        if isinstance(error, SAID) and _raised_by_us(error.__traceback__):
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def _raised_by_us(trace: TracebackType | None) -> bool:
+    """Whether an error is from a ``raise`` of the package: what a call or an operator there raises is a bug."""
+    if trace is None:
+        return False
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    ours = frame.f_globals.get("__name__", "").startswith("tunnel_lightning")
+    return ours and frame.f_code.co_code[trace.tb_lasti] == RAISE
 
 
 if __name__ == "__main__":

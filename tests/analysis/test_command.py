@@ -1,35 +1,23 @@
-"""`analyze` from the command line: runs, networks by name, checkpoints over time, processes, and mistakes."""
+"""`analyze` from the command line: runs, networks by name, checkpoints over time, processes."""
 
-import errno
 import json
-import os
-import pickle
 import shutil
-import signal
-import subprocess
-import sys
-import time
+from html import unescape
 
 import numpy as np
 import pytest
 import torch
+from toys_analysis import FAST, FEW, files, python, values
 
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.analysis import command, parts
-from tunnel_lightning.analysis.command import Request, parse
-from tunnel_lightning.analysis.options import MEASURES, Options
+from tunnel_lightning.analysis.command import parse
 from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.subject import checkpoints_of, load_run_subject
+from tunnel_lightning.report import write_report
+from tunnel_lightning.report.words import headline
 from tunnel_lightning.runs import load_analysis
 from tunnel_lightning.taps import TapSpec
-
-FEW = ["--device=cpu", "--fit_images=100", "--eval_images=60", "--sample=60", "--block_images=32"]
-FAST = [*FEW, "--measures=ridge,ranks"]
-
-
-def files(folder):
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
 
 # -- a run ------------------------------------------------------------------------------------------------
 
@@ -81,6 +69,12 @@ def test_a_run_from_end_to_end(run, capsys):
     assert "kept  Digits: ridge, ranks" in capsys.readouterr().err
 
 
+def test_the_page_is_that_of_the_files_in_their_places(run, tmp_path):
+    assert main(["analyze", str(run), *FAST]) == 0
+    again = write_report(run, tmp_path / "again.html")
+    assert (run / "analysis/report.html").read_text() == again.read_text(), "with what the run recorded"
+
+
 def test_the_layers_a_run_watched_unless_others_are_named(fit, tmp_path):
     watched = ["--monitor.taps.layers=activation", "--monitor.taps.pool=avg"]
     run = fit(tmp_path / "runs", "--trainer.max_epochs=1", *watched)
@@ -90,6 +84,19 @@ def test_the_layers_a_run_watched_unless_others_are_named(fit, tmp_path):
     assert main(["analyze", str(run), *FAST]) == 0
     names = [layer.name for layer in load_analysis(run).run.layers if layer.role == "layer"]
     assert names == ["layers.0.act", "layers.1.act", "layers.2.act"]
+
+
+def test_figures(run):
+    assert main(["analyze", str(run), *FAST, f"--figures={run / 'pictures'}", "--formats=svg,png"]) == 0
+    assert {path.suffix for path in (run / "pictures").iterdir()} == {".svg", ".png"}
+
+
+def test_the_settings_in_the_summary_are_those_asked_for(run):
+    assert main(["analyze", str(run), *FAST, "--alpha=0.3", "--taps.pool=avg"]) == 0
+    settings = json.loads((run / "analysis/summary.json").read_text())["settings"]
+    assert (settings["alpha"], settings["taps.pool"], settings["fit_images"]) == (0.3, "avg", 100)
+    assert settings["measures"] == ["ridge", "ranks"]
+    assert Profile.read(run).rows
 
 
 def test_best_last_and_a_path(run):
@@ -143,6 +150,33 @@ def test_all_checkpoints_show_how_it_came_about(run, monkeypatch):
     assert at_first(rows) == at_first(load_analysis(direct).run.rows), "as that checkpoint by itself"
 
 
+def test_one_checkpoint_has_no_development_and_that_is_said(run, capsys):
+    for path in (run / "checkpoints").glob("epoch=*.ckpt"):
+        path.unlink()
+    shutil.copy(run / "checkpoints/last.ckpt", run / "checkpoints/best.ckpt")
+    assert main(["analyze", str(run), "--ckpt=all", *FAST]) == 0
+    found = load_analysis(run)
+    note = "one checkpoint, so nothing over time: train with `fit --keep_every N` to keep more"
+    assert note in found.summary["notes"]
+    assert note in " ".join(capsys.readouterr().out.split())
+    assert len({row.step for row in found.run.rows}) == 1
+
+
+@pytest.mark.parametrize(
+    ("measures", "said"),
+    [
+        ("ridge,ranks", None),
+        ("ranks", "no probes over time: of each checkpoint only ridge probes and ranks are measured, and the "
+                  "measures leave out ridge"),
+        ("cka", "no probes or ranks over time"),
+    ],
+)  # fmt: skip
+def test_what_is_not_measured_over_time_is_said(run, measures, said):
+    assert main(["analyze", str(run), "--ckpt=all", *FEW, f"--measures={measures}"]) == 0
+    notes = [note for note in load_analysis(run).summary["notes"] if "over time" in note]
+    assert [note.startswith(said) for note in notes] == ([True] if said else [])
+
+
 def test_checkpoints_in_any_order_end_with_the_analysed_one(run, monkeypatch):
     subjects = []
     monkeypatch.setattr(command, "checkpoints_of", lambda run: checkpoints_of(run)[::-1])
@@ -189,7 +223,47 @@ def test_an_untrained_network_of_torchvision(tmp_path, monkeypatch, capsys):
     assert not any(r.measure == "accuracy" for r in found.run.rows)
 
 
-def test_a_network_of_someones_own_and_its_folder(module, tmp_path, monkeypatch):
+HEADLESS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.narrow, self.wide, self.out = nn.Linear(64, 1), nn.Linear(16, 64), nn.Linear(64, 7)
+
+    def forward(self, x):
+        self.narrow(x.flatten(1))
+        return self.out(self.wide(nn.functional.avg_pool2d(x, 2).flatten(1)).relu())
+"""
+
+
+def test_the_own_set_of_a_network_without_a_head_for_it(tmp_path, monkeypatch):
+    """The transfer set comes first by name, and nothing but what was asked for tells which is which."""
+    (tmp_path / "headless_net.py").write_text(HEADLESS)
+    monkeypatch.syspath_prepend(tmp_path)
+    data = ["--data=Glyphs", "--data.image_size=8", "--data.samples_per_class=20"]
+    asked = ["analyze", "--model=headless_net:Net", *data, "--device=cpu", "--measures=ridge,ranks"]
+    assert main([*asked, f"--out={tmp_path / 'a'}"]) == 0
+    found = load_analysis(tmp_path / "a")
+    assert found.summary["accuracy"] is None
+    assert found.run.id_dataset == found.summary["dataset"] == "Glyphs"
+    assert list(found.summary["transfer"]) == ["Digits"]
+    last = values(found.run, "probe_accuracy", "ridge", "Glyphs")["wide"]
+    read = {rule: each._asdict() for rule, each in found.run.tunnel().items()}
+    for told in (found.summary["tunnel"], read):
+        assert (list(told["id95"]["datasets"]), list(told["ood"]["datasets"])) == (["Glyphs"], ["Digits"])
+        assert (told["id95"]["start"], told["id95"]["reference"]) == (2, last)
+        assert "whose Glyphs test probe" in told["id95"]["note"]
+        assert "transfer to Digits" in told["ood"]["note"]
+    said = headline(found.run.rows)
+    assert "the probe there reaches 100.0 % of the last probe's accuracy; transfer to Digits" in said
+    page = unescape((tmp_path / "a/report.html").read_text()).replace("\N{NO-BREAK SPACE}", " ")
+    assert f"<h1>{said}</h1>" in page
+
+
+def test_a_network_of_someones_own_and_its_folder(module, tmp_path, monkeypatch, capsys):
     asked = ["analyze", f"--model={module}:make", "--data=Digits", "--ood=[]", *FAST, "--taps.layers=0"]
     home = tmp_path / "runs" / f"{module}-make"
 
@@ -204,6 +278,7 @@ def test_a_network_of_someones_own_and_its_folder(module, tmp_path, monkeypatch)
     for number in (0, 1):  # what was interrupted is finished, then there is a new one
         assert main(asked) == 0
         assert sorted(path.name for path in home.iterdir()) == [f"version_{n}" for n in range(number + 1)]
+        assert ("kept" in capsys.readouterr().err) == (number == 0), "its weights are drawn alike each time"
     assert load_analysis(home / "version_0/analysis").summary["run_id"]
 
 
@@ -226,14 +301,6 @@ def test_weights_for_a_network(module, tmp_path):
 
 
 # -- processes --------------------------------------------------------------------------------------------
-
-
-def python(*arguments, **options):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "tunnel_lightning", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
-    )  # fmt: skip
 
 
 def test_two_processes_give_the_figures_of_one(run):
@@ -283,191 +350,3 @@ def flat(value, at=""):
         for kind, new in zip(found, flat(each, f"{at}.{key}"), strict=True):
             kind.update(new)
     return found
-
-
-@pytest.mark.slow
-def test_a_mistake_is_said_by_one_of_two_processes(run):
-    done = python("analyze", str(run), "--processes=2", "--taps.layers=blub", "--device=cpu")
-    out, err = done.communicate(timeout=120)
-    assert (done.returncode, out) == (2, "")
-    assert err.count("error:") == 1
-    assert "Traceback" not in err
-    assert not (run / "analysis").exists()
-
-
-# -- interruption -----------------------------------------------------------------------------------------
-
-
-def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(run):
-    options = ["analyze", str(run), "--device=cpu", "--measures=ridge,pwcca,masarczyk", "--taps.layers=all"]
-    started = python(*options)
-    folder = run / "analysis/parts"
-    while started.poll() is None and not (folder / "transfer-Glyphs.npz").exists():
-        time.sleep(0.05)
-    started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
-    assert started.returncode == 130, err
-    assert f"interrupted: finished parts are kept in {folder}, and the same command goes on" in " ".join(
-        err.split()
-    )
-    assert "Traceback" not in err
-    assert not (run / "analysis/summary.json").exists()
-    assert sorted(path.name for path in folder.iterdir()) == ["profile-Digits.npz", "transfer-Glyphs.npz"]
-
-
-def test_ctrl_c_before_anything_is_finished_leaves_nothing(run, monkeypatch, capsys):
-    def interrupted(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(parts, "own_set", interrupted)
-    assert main(["analyze", str(run), *FAST]) == 130
-    assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
-    assert not (run / "analysis").exists()
-
-
-# -- mistakes ---------------------------------------------------------------------------------------------
-
-
-def refused(capsys, *arguments, code=2):
-    """The one sentence a command is refused with."""
-    assert main(["analyze", *arguments]) == code
-    out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith(("analysing", "   "))]
-    assert (len(lines), out) == (1, ""), err
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ([], "give either a run folder"),
-        (["RUN", "--model=torchvision:resnet18"], "give either a run folder"),
-        (["--model=torchvision:resnet18"], "needs the images it is shown: for example --data CIFAR10"),
-        (["--model=torchvision:resnet18", "--ckpt=best", "--data=Digits"], "--ckpt goes with a run"),
-        (["RUN", "--pretrained=true"], "--weights and --pretrained go with --model"),
-        (["RUN", "--weights=a.pt"], "--weights and --pretrained go with --model"),
-        (["--model=torchvision:resnet1", "--data=Digits"], "resnet1"),
-        (["--model=nothing_there:net", "--data=Digits"], "nothing_there"),
-        (["RUN", "--measures=ridge,foo"], "no measure 'foo': choose among ridge,"),
-        (["RUN", "--protocol=foo"], "no protocol 'foo': choose one of masarczyk, harun, nguyen"),
-        (["RUN", "--taps.layers=blub*"], "taps.layers: 'blub*' matches no module of MLP"),
-        (["RUN", "--taps.pool=foo"], "taps.pool"),
-        (["RUN", "--ckpt=epoch=7.ckpt"], "there is no checkpoint epoch=7.ckpt"),
-        (["RUN", "--processes=0"], "processes must be at least 1, got 0"),
-        (["RUN", "--device=tpu"], "no device 'tpu': choose one of auto, cpu, cuda, mps"),
-        (["RUN", "--precision=8"], "no precision '8': choose one of 32-true"),
-        (["RUN", "--fit_images=5"], "5 training images are fewer than its 10 classes"),
-        (["RUN", "--memory_gb=1e-6"], "layer 'input' with 64 features needs"),
-        (["RUN", "--blub=1"], "unrecognized arguments: --blub=1"),
-        (["RUN", "--fit_images=many"], "fit_images"),
-        (["RUN", "--data=Foo"], "Foo"),
-        (["RUN", "--out=RUN"], "is a run folder: choose another place"),
-        (["RUN", "--out=RUN/config.yaml"], "config.yaml"),
-        (["nowhere"], "nowhere is no run folder: it has no config.yaml"),
-    ],
-)
-def test_mistakes_are_one_sentence_and_leave_nothing(run, capsys, monkeypatch, tmp_path, arguments, said):
-    monkeypatch.chdir(tmp_path)
-    before = files(tmp_path)
-    asked = [each.replace("RUN", str(run)) for each in arguments]
-    sentence = refused(capsys, *asked)
-    assert said in sentence
-    assert files(tmp_path) == before
-    assert not (run / "analysis").exists()
-    assert not any(path.name not in ("tiny",) for path in (tmp_path / "runs").iterdir())
-
-
-def test_runs_and_checkpoints_that_cannot_be_analysed(run, capsys):
-    last = run / "checkpoints/last.ckpt"
-    whole = last.read_bytes()
-
-    class Evil:
-        def __reduce__(self):
-            return (os.mkdir, (str(run / "made"),))
-
-    last.write_bytes(pickle.dumps(Evil()))
-    assert "is refused" in refused(capsys, str(run))
-    torch.save({"state_dict": {}, "evil": Evil()}, last)
-    assert "is refused" in refused(capsys, str(run))
-    assert not (run / "made").exists()
-    last.write_bytes(whole[:1000])
-    assert "last.ckpt" in refused(capsys, str(run))
-    last.write_bytes(whole)
-    config = run / "config.yaml"
-    config.write_text(config.read_text().replace("width: 16", "width: 17"))
-    assert "config.yaml" in refused(capsys, str(run))
-    shutil.rmtree(run / "checkpoints")
-    assert "has no checkpoint yet" in refused(capsys, str(run))
-    assert not (run / "analysis").exists()
-
-
-@pytest.mark.parametrize(
-    ("where", "kept"), [("parts/profile-Digits.npz", False), ("summary.json", True), ("report.html", True)]
-)
-def test_a_full_disk_is_a_sentence_and_another_code(run, capsys, monkeypatch, where, kept):
-    replace = os.replace
-
-    def full(source, target):
-        if str(target).endswith(where):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", full)
-    sentence = refused(capsys, str(run), *FAST, code=1)
-    assert sentence == f"{run}/analysis/{where}: No space left on device"
-    assert (run / "analysis").exists() == kept
-    assert not (run / "analysis/summary.json").exists()
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_that_can_not_be_written(run, capsys):
-    run.chmod(0o555)
-    try:
-        assert "Permission denied" in refused(capsys, str(run), *FAST)
-    finally:
-        run.chmod(0o755)
-
-
-def test_an_unexpected_error_is_not_hidden(run, monkeypatch):
-    def broken(*args):
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr(parts, "own_set", broken)
-    with pytest.raises(ZeroDivisionError):
-        main(["analyze", str(run), *FAST])
-
-
-# -- the arguments ----------------------------------------------------------------------------------------
-
-
-def test_help_tells_every_setting(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["analyze", "--help"])
-    assert left.value.code == 0
-    out = " ".join(capsys.readouterr().out.split())
-    assert out.startswith("usage: python -m tunnel_lightning analyze [RUN] [options]")
-    for name in [*Options.__dataclass_fields__, *Request.__dataclass_fields__]:
-        assert f"--{name}" in out or name == "run", name
-    for name in MEASURES:
-        assert name in out
-
-
-def test_arguments_from_a_file(tmp_path, run):
-    (tmp_path / "a.yaml").write_text("measures: [ridge]\ntaps:\n  pool: avg\nprocesses: 2\n")
-    request, options = parse([str(run), "--config", str(tmp_path / "a.yaml"), "--alpha=0.5"])
-    assert (request.run, request.processes) == (str(run), 2)
-    assert (options.measures, options.taps.pool, options.alpha) == (("ridge",), "avg", 0.5)
-
-
-def test_figures(run):
-    assert main(["analyze", str(run), *FAST, f"--figures={run / 'pictures'}", "--formats=[svg,png]"]) == 0
-    assert {path.suffix for path in (run / "pictures").iterdir()} == {".svg", ".png"}
-
-
-def test_the_settings_in_the_summary_are_those_asked_for(run):
-    assert main(["analyze", str(run), *FAST, "--alpha=0.3", "--taps.pool=avg"]) == 0
-    settings = json.loads((run / "analysis/summary.json").read_text())["settings"]
-    assert (settings["alpha"], settings["taps.pool"], settings["fit_images"]) == (0.3, "avg", 100)
-    assert settings["measures"] == ["ridge", "ranks"]
-    assert Profile.read(run).rows

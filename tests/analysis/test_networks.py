@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from toys import Data, Lit
 
 from tunnel_lightning.analysis import networks, weights
@@ -38,6 +40,18 @@ def test_a_network_of_timm():
     subject = load_network_subject("timm:resnet10t", Digits(image_size=32), ood=[])
     assert subject.network.get_classifier().out_features == 10
     assert subject.config["init_args"]["name"] == "timm:resnet10t"
+
+
+@pytest.mark.parametrize("spec", ["torchvision:resnet18", "{module}:make"])
+def test_weights_that_are_drawn_are_the_same_each_time(module, spec):
+    kept = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        subject = load_network_subject(spec.format(module=module), Digits(), ood=[])
+        kept.append(subject.network.state_dict())
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, kept[1][key]) for key, value in kept[0].items())
 
 
 def test_weights_of_the_library_keep_their_head_and_normalisation(monkeypatch):
@@ -87,6 +101,38 @@ def test_a_runs_checkpoint_as_weights(trained, module):
         torch.equal(value, kept[f"backbone.{key}"]) for key, value in subject.network.state_dict().items()
     )
     assert subject.matches
+
+
+class Vectors(LightningDataModule):
+    """Rows of numbers, which can be adapted."""
+
+    name, num_classes, input_shape = "Vectors", 4, (16,)
+
+    def adapt(self, shape, mean=None, std=None):
+        self.input_shape = shape
+
+    def train_dataloader(self):
+        return DataLoader(
+            TensorDataset(torch.randn(40, *self.input_shape), torch.arange(40) % 4), batch_size=8
+        )
+
+    def test_dataloader(self):
+        return self.train_dataloader()
+
+
+@pytest.mark.parametrize("size", [3, 64])
+def test_vectors_have_no_transfer_set_by_default_and_are_told_in_words(module, size):
+    Path(f"{module}_net.py").write_text(
+        f"from torch import nn\ndef net():\n    return nn.Sequential(nn.Linear({size}, 8), nn.Linear(8, 4))\n"
+    )
+    data = Vectors()
+    data.adapt((size,))
+    subject = load_network_subject(f"{module}_net:net", data)
+    assert subject.ood == []
+    assert subject.notes == [f"no transfer set by default can be shown at {size} values: name one"]
+    subject = load_network_subject(f"{module}_net:net", data, ood=[Vectors()])
+    assert subject.notes == [f"Vectors is shown at {size} values instead of 16 values"]
+    assert subject.sets()[1][0].image_shape == (size,)
 
 
 def test_networks_of_ones_own(module):
@@ -150,6 +196,9 @@ def test_weights_that_are_none(tmp_path, module):
     (tmp_path / "w.pt").write_text("words")
     with pytest.raises(ValueError, match=r"w\.pt"):
         load_network_subject(f"{module}:make", Digits(), weights=tmp_path / "w.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(ValueError, match=r"w\.pt is not needed: Flatten has no weights"):
+        load_network_subject("torch.nn:Flatten", Digits(), ood=[], weights=tmp_path / "w.pt")
     with pytest.raises(ValueError, match="of no library that brings weights"):
         load_network_subject(f"{module}:make", Digits(), pretrained=True)
 

@@ -42,6 +42,25 @@ def test_what_makes_no_sense_is_refused(given, said):
         Options(**given)
 
 
+def test_pictures_as_a_list_or_with_commas():
+    assert Options(pictures="a, b,").pictures == Options(pictures=["a", "b"]).pictures == ("a", "b")
+    assert Options().pictures == Options(pictures="").pictures == ()
+
+
+def test_how_many_images_are_held():
+    assert (Options().held("train"), Options().held("test")) == (10_000, 10_000)
+    few = Options(sample=500, fit_images=300, eval_images=700)
+    assert (few.held("train"), few.held("test")) == (300, 500)
+    assert (few.map_images, few.picture_images) == (500, 500)
+    assert (Options().map_images, Options().picture_images) == (2000, 1000)
+
+
+def test_numbers_that_no_option_sets_are_told_too():
+    told = Options(eval_images=1500, pictures="a").settings()
+    names = ("map_images", "picture_images", "neighbours", "held_device", "pictures")
+    assert [told[name] for name in names] == [1500, 1000, 20, "cpu", ["a"]]
+
+
 def test_all_settings_are_told_flat_and_what_decides_no_figure_is_left_out():
     flat = Options(TapSpec("block", "avg"), measures="ridge", alpha=0.5).settings()
     assert (flat["taps.layers"], flat["taps.pool"], flat["alpha"], flat["measures"]) == (

@@ -17,7 +17,7 @@ from tunnel_lightning.analysis.options import Options
 from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.subject import subject_of
-from tunnel_lightning.runs import files
+from tunnel_lightning.runs import analysis_folder, files
 from tunnel_lightning.taps import TapSpec
 
 
@@ -209,30 +209,105 @@ def test_two_analyses_do_not_write_to_one_folder(net, tmp_path):
     run(net, tmp_path)
 
 
-@pytest.mark.parametrize("where", ["parts/held-data.npz", "profile.csv", "summary.json", "report.html"])
-def test_a_full_disk_leaves_no_summary_or_the_former_analysis(
-    net, finished, folder, tmp_path, monkeypatch, where
-):
+def contents(folder):
+    """Bytes of every file but the parts."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def refusing(monkeypatch, fails):
+    """A disk that takes nothing under the names for which ``fails`` is true."""
     replace = files.os.replace
 
     def full(source, target):
-        if str(target).endswith(where):
+        if fails(str(target)):
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
     monkeypatch.setattr(files.os, "replace", full)
-    changed = Options(measures=NAMES, block_images=32, seed=5)
+
+
+CHANGED = Options(measures=NAMES, block_images=32, seed=5)
+
+
+@pytest.mark.parametrize(
+    "where", ["parts/held-data.npz", "profile.csv", "similarity.npz", "summary.json", "report.html"]
+)
+def test_a_full_disk_leaves_the_former_analysis_as_it_was(
+    net, finished, folder, tmp_path, monkeypatch, where
+):
+    before = contents(folder)
+    refusing(monkeypatch, lambda target: target.endswith(where))
     with pytest.raises(OSError, match="No space left on device") as caught:
-        run(net, folder, options=changed)
+        run(net, folder, options=CHANGED)
     assert str(caught.value.filename).endswith(where)
     assert not list(folder.rglob("*.tmp"))
-    assert (folder / "summary.json").exists() == where.startswith("parts")
-    if where.startswith("parts"):
-        same(Profile.read(folder), finished[1])
+    assert sorted(path.stem for path in (folder / "parts").iterdir()) == PARTS, "nothing else is left"
+    assert contents(folder) == before
+    assert set(before) > {"profile.csv", "similarity.npz", "summary.json", "report.html"}
     monkeypatch.undo()
-    passed, found = run(net, folder, options=changed)
+    passed, found = run(net, folder, options=CHANGED)
     assert passed < finished[0], "what was finished is kept"
-    same(found, run(net, tmp_path / "new", options=changed)[1])
+    same(found, run(net, tmp_path / "new", options=CHANGED)[1])
+
+
+def test_a_disk_that_fails_in_between_leaves_no_summary(net, folder, monkeypatch):
+    refusing(monkeypatch, lambda target: target == str(folder / "spectrum.npz"))
+    with pytest.raises(OSError, match="No space left on device"):
+        run(net, folder, options=CHANGED)
+    assert not (folder / "summary.json").exists(), "it is not whole, and does not say so"
+    assert analysis_folder(folder) is None
+    monkeypatch.undo()
+    passed, _ = run(net, folder, options=CHANGED)
+    assert passed == 0
+    assert Profile.read(folder).summary["settings"]["seed"] == 5
+
+
+def test_what_a_killed_process_left_is_no_obstacle(net, finished, folder):
+    left = folder / "parts/.new/a"
+    left.mkdir(parents=True)
+    (left / "similarity.npz").write_text("of something else")
+    _, found = run(net, folder)
+    same(found, finished[1])
+    assert not left.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "there",
+    [
+        {"profile.csv": "mine", "report.html": "mine"},
+        {"notes.txt": ""},
+        {"summary.json": "mine", "report.html": "mine"},
+        {"summary.json": '{"title": "mine"}'},
+        {"comparison.json": "{}", "profile.csv": "mine"},
+        {"parts/drawing.txt": "mine", "report.html": "mine"},
+    ],
+)
+def test_a_folder_of_something_else_is_refused(net, tmp_path, there):
+    for name, text in there.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="holds something else than an analysis: give the analysis a folder"):
+        run(net, tmp_path)
+    assert net.passed == 0, "said at once"
+    assert sorted(tmp_path.rglob("*")) == before
+    assert all((tmp_path / name).read_text() == text for name, text in there.items())
+
+
+def test_a_file_is_no_place(net, tmp_path):
+    (tmp_path / "a").write_text("mine")
+    with pytest.raises(ValueError, match="a is a file: give the analysis a folder of its own"):
+        run(net, tmp_path / "a")
+    assert (tmp_path / "a").read_text() == "mine"
+
+
+def test_an_analysis_is_replaced_and_what_lies_beside_it_stays(net, finished, folder):
+    (folder / "notes.txt").write_text("mine")
+    shutil.rmtree(folder / "parts")
+    passed, found = run(net, folder)
+    assert passed == finished[0], "without its parts all is measured anew"
+    same(found, finished[1])
+    assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_tasks_and_their_titles(net):

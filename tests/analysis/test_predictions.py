@@ -19,7 +19,7 @@ def config(depth, seed, name="run", **more):
         "name": name,
         "runs": f"somewhere/{seed}",
         "monitor": {"taps": {"layers": f"kind {seed}"}},
-        "data": {"class_path": "Digits", "init_args": {"seed": seed}},
+        "data": {"class_path": "Digits", "init_args": {"seed": 5}},
         "model": {
             "backbone": {"class_path": "tunnel_lightning.backbones.MLP", "init_args": {"depth": depth}}
         },
@@ -43,6 +43,13 @@ def test_anything_else_does():
     other = config(3, 0)
     other["trainer"] = {"max_epochs": 4}
     assert len(group_runs(ids("r", "r"), [config(3, 0), other])) == 2
+
+
+def test_the_seed_of_the_images_does_and_is_named_with_them():
+    others = [config(3, seed) for seed in (0, 1, 2)]
+    others[1]["data"] = {"class_path": "Digits", "init_args": {"seed": 6}}
+    found = group_runs(ids("r", "r", "r"), others)
+    assert [(g.name, g.members) for g in found] == [("data.seed=5", [0, 2]), ("data.seed=6", [1])]
 
 
 def test_groups_are_called_as_their_runs_where_that_tells_them_apart():

@@ -195,7 +195,10 @@ def test_a_class_without_images_is_named():
     ]
     rare = TensorDataset(torch.zeros(100, 1, 2, 2), (torch.arange(100) == 1).long())
     assert plain(rare).check() == []
-    assert plain(rare).check(10) == ["Plain has no training images of 1 of 2 classes (1)"], "of those used"
+    assert plain(rare).check(10) == [
+        "Plain has no training images of 1 of 2 classes (1) among the 10 of --fit_images"
+    ]
+    assert plain(rare).check(10, "--sample")[0].endswith("among the 10 of --sample")
 
 
 def test_a_test_split_without_images_is_refused():
@@ -208,6 +211,45 @@ def test_fewer_images_than_classes_are_refused():
         plain(numbered(4), num_classes=5).check()
     with pytest.raises(ValueError, match="Digits: 9 training images are fewer than its 10 classes"):
         ImageSet.of(Digits()).check(9)
+    with pytest.raises(ValueError, match="so no probe can be fitted: give more images, or fewer classes"):
+        plain(numbered(4), num_classes=5).check(9)
+    with pytest.raises(ValueError, match="so no probe can be fitted: raise --sample"):
+        ImageSet.of(Digits()).check(9, "--sample")
+
+
+class Own:
+    """Someone's loader with a way of its own to read the same images each time."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def fixed(self, n, rank=0, world_size=1):
+        return self.batches(n)
+
+
+def test_someone_elses_fixed_images_are_mixed_where_they_can_be():
+    data = numbered(60, 3)
+    order = data.tensors[1].argsort(stable=True)
+    by_class = TensorDataset(*(each[order] for each in data.tensors))
+    images = plain(Own(lambda n: DataLoader(Subset(by_class, range(n or 60)), batch_size=7)), data)
+    x, y = gather(images.batches("train"))
+    whole = plain(Own(lambda n: DataLoader(by_class)), data, batch_size=25)
+    assert [len(batch) for _, batch in whole.batches("train")] == [25, 25, 10]
+    assert torch.equal(x, by_class.tensors[0][images.numbers("train")].float())
+    assert torch.equal(y, images.labels("train"))
+    assert y[:20].unique().tolist() == [0, 1, 2]
+    assert images.check() == []
+
+
+def test_someone_elses_batches_are_taken_as_they_are_and_that_is_said():
+    data = numbered(60, 3)
+    batches = [(data.tensors[0][i : i + 20], data.tensors[1][i : i + 20].sort().values) for i in (0, 20, 40)]
+    images = plain(Own(lambda n: batches), data)
+    assert [y.tolist() for _, y in images.batches("train")] == [y.tolist() for _, y in batches]
+    assert images.size("train") == 60
+    assert images.numbers("train").tolist() == list(range(60))
+    (note,) = images.check()
+    assert note.startswith("Plain gives its images in an order and in batches of its own")
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -164,6 +164,17 @@ def test_fixed_is_evenly_spaced_repeatable_and_leaves_the_position():
         loader.fixed(0)
 
 
+def test_fixed_in_an_order_of_ones_own():
+    loader = make(50, 8)
+    assert loader.numbers.tolist() == list(range(50))
+    turned = loader.fixed(5, order=lambda count: torch.arange(count).flip(0))
+    assert numbers(turned) == [turned.numbers.tolist()] == [[40, 30, 20, 10, 0]]
+    assert loader.fixed(5).numbers.tolist() == [0, 10, 20, 30, 40]
+    assert turned.fixed().numbers.tolist() == turned.numbers.tolist()
+    shares = [loader.fixed(5, rank, 2, lambda count: torch.arange(count).flip(0)) for rank in (0, 1)]
+    assert [numbers(share) for share in shares] == [[[40, 20, 0]], [[30, 10]]]
+
+
 def test_an_iterator_that_nobody_uses_changes_nothing():
     loader, plain = make(), make()
     iter(loader), iter(loader)

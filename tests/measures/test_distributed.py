@@ -1,14 +1,11 @@
 """Two gloo processes equal one: moments, the metric, the pass over the data, observers, the bank of probes."""
 
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
+from two_processes import one_and_two
 
 from tunnel_lightning.measures import (
     Agreement,
@@ -83,20 +80,9 @@ def run(rank: int, world: int) -> dict:
     }
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[dict, list[dict]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    # A script of its own: a spawned process could not import this module by name.
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    return run(0, 1), [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in (0, 1)]
+    return one_and_two(run, tmp_path_factory.mktemp("gloo"))
 
 
 def test_sums(results) -> None:
@@ -150,7 +136,3 @@ def test_probes_are_equal_on_both_ranks_and_those_of_the_whole_batch(results) ->
     torch.testing.assert_close(accuracy, expected_accuracy, atol=1.1 / 30, rtol=0, equal_nan=True)
     assert one["steps"][3, :, 1].isnan().all()
     assert one["steps"].isnan().sum() == 2
-
-
-if __name__ == "__main__":
-    worker(int(sys.argv[1]), sys.argv[2])

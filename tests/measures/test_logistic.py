@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from counting import peak_bytes
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
@@ -13,6 +14,7 @@ from tunnel_lightning.measures.functional import softmax
 from tunnel_lightning.measures.functional.logistic import (
     logistic,
     logistic_all,
+    logistic_bytes,
     logistic_path,
     stratified_split,
 )
@@ -191,6 +193,32 @@ def test_the_path_chooses_on_held_out_samples() -> None:
     assert path.penalty == max(expected, key=expected.get)
     on_all = logistic(*tensors, 4, path.penalty, tol=1e-7)
     torch.testing.assert_close(path.fit.head(tensors[0]), on_all.head(tensors[0]), atol=1e-3, rtol=0)
+
+
+def test_all_layers_are_fitted_in_double_precision_without_a_copy_of_the_layer() -> None:
+    x, y = (torch.from_numpy(part) for part in noisy(400, 30))
+    single = x.float()
+    found = logistic_all({"a": single}, y, 4)["a"]
+    double = logistic_path(single.double(), y, 4)
+    assert torch.equal(found.fit.head.weight, double.fit.head.weight)
+    assert torch.equal(found.fit.head.bias, double.fit.head.bias)
+    assert found.accuracy == double.accuracy
+    assert not torch.equal(found.fit.head.weight, logistic_path(single, y, 4).fit.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("n", "dim", "wide"), [(3000, 100, 2048), (200, 400, 2048), (1500, 300, 100), (300, 500, 200)]
+)
+def test_it_takes_no_more_bytes_than_it_says(
+    n: int, dim: int, wide: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(softmax, "WIDE", wide)
+    x, y = noisy(n, dim)
+    layer, target = torch.from_numpy(x).float(), torch.from_numpy(y)
+    used = peak_bytes(lambda: logistic_all({"a": layer}, target, 4, [1e-1, 1e-2, 1e-3]))
+    assert logistic_bytes(n, dim, 4) / 2 < used <= logistic_bytes(n, dim, 4)
+    two = peak_bytes(lambda: logistic_all({"a": layer, "b": layer}, target, 4, [1e-1, 1e-2, 1e-3]))
+    assert two < 1.05 * used, "one layer at a time"
 
 
 def test_the_split_is_stratified_seeded_and_leaves_the_random_state_alone() -> None:

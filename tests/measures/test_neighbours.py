@@ -1,12 +1,14 @@
 """k nearest neighbours against a brute-force search by hand."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
+from counting import peak_bytes
 
-from tunnel_lightning.measures.functional.neighbours import knn_accuracy
+from tunnel_lightning.measures.functional.neighbours import knn_accuracy, knn_bytes
 
 
 def data(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +38,20 @@ def test_features_that_are_not_finite_give_nan(bad: float, where: int) -> None:
     parts = [*data(50, 0), *data(20, 1)]
     parts[where][0, 0] = bad
     assert all(math.isnan(value) for value in knn_accuracy(*parts))
+
+
+def test_no_array_as_large_as_the_features_is_made() -> None:
+    n, dim = 4000, 300
+    parts = (torch.randn(n, dim), torch.arange(n) % 4, torch.randn(n, dim), torch.arange(n) % 4)
+    knn_accuracy(*parts)  # imports
+    assert peak_bytes(lambda: knn_accuracy(*parts)) < n * dim / 10
+    tracemalloc.start()
+    knn_accuracy(*parts)
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # What scikit-learn allocates for its threads is not seen here.
+    assert 0 < used < 64 * n * 20 < knn_bytes(dim, n)
+    assert knn_bytes(2 * dim, n) > knn_bytes(dim, n)
 
 
 def test_no_test_samples_give_nan_and_too_few_votes_are_refused() -> None:

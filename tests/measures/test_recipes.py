@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from counting import peak_bytes
 from torch import nn
 
 from tunnel_lightning.measures.recipes import RECIPES, Recipe, train_heads
@@ -112,6 +113,21 @@ def test_learns_and_reports() -> None:
     heads = train_heads(features, y, 3, recipe, progress=lambda *done: epochs.append(done))
     assert (heads["a"](features["a"]).argmax(1) == y).double().mean() > 0.8
     assert epochs == [(i, 30) for i in range(1, 31)]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("batch", "classes"), [(512, 10), (16, 200)])
+@pytest.mark.parametrize("dims", [(200,), (200, 200, 200), (30, 400)])
+def test_it_takes_no_more_bytes_than_it_says(
+    name: str, dims: tuple[int, ...], batch: int, classes: int
+) -> None:
+    recipe = dataclasses.replace(RECIPES[name], epochs=2, batch=batch)
+    generator = torch.Generator().manual_seed(0)
+    layers = {f"layer{i}": torch.randn(1500, dim, generator=generator) for i, dim in enumerate(dims)}
+    y = torch.randint(classes, (1500,), generator=generator)
+    said = sum(recipe.nbytes(dim, classes) for dim in dims)
+    samples = 8 * 4 * 1500
+    assert said / 2 < peak_bytes(lambda: train_heads(layers, y, classes, recipe)) <= said + samples
 
 
 def test_wrong_use_is_refused() -> None:

@@ -129,6 +129,15 @@ def test_groups_fill_the_limit_in_order() -> None:
     assert groups({"a": 0}, lambda dim: dim, 0) == [["a"]]
 
 
+def test_groups_leave_room_for_the_work_on_one_layer_at_a_time() -> None:
+    dims = {"a": 10, "b": 10, "c": 30, "d": 10}
+    assert groups(dims, lambda dim: dim, 60) == [["a", "b", "c", "d"]]
+    assert groups(dims, lambda dim: dim, 60, working=lambda dim: dim) == [["a", "b"], ["c"], ["d"]]
+    assert groups(dims, lambda dim: dim, 90, working=lambda dim: dim) == [["a", "b", "c", "d"]]
+    with pytest.raises(ValueError, match=r"'c' with 30 features needs .* GiB: take a nap"):
+        groups(dims, lambda dim: dim, 59, working=lambda dim: dim, cure="take a nap")
+
+
 def test_a_layer_above_the_limit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"layer 'b' with 40 features needs .* taps.max_features"):
         groups({"a": 1, "b": 40}, lambda dim: dim * 2**30, 2**33)

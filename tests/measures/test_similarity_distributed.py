@@ -1,13 +1,9 @@
 """Two gloo processes equal one: similarity and first components, also where one process has no batch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
+from two_processes import one_and_two
 
 from tunnel_lightning.measures.components import FirstComponents
 from tunnel_lightning.measures.similarity import LayerSimilarity
@@ -37,20 +33,9 @@ def run(rank: int, world: int) -> dict:
     return results
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    torch.save(run(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> tuple[dict, list[dict]]:
-    folder = tmp_path_factory.mktemp("gloo")
-    # A script of its own: a spawned process could not import this module by name.
-    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    return run(0, 1), [torch.load(Path(folder, f"{rank}.pt"), weights_only=False) for rank in (0, 1)]
+    return one_and_two(run, tmp_path_factory.mktemp("gloo"))
 
 
 def flat(result: tuple) -> list:
@@ -82,7 +67,3 @@ def test_they_are_of_all_batches(results) -> None:
     assert lost.batches == 7
     assert lost.value[1].isnan().all()
     assert lost.value[::2, ::2].isfinite().all()
-
-
-if __name__ == "__main__":
-    worker(int(sys.argv[1]), sys.argv[2])

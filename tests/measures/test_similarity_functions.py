@@ -6,17 +6,8 @@ import scipy.linalg
 import torch
 from sklearn.cross_decomposition import CCA
 
-from tunnel_lightning.measures.functional.similarity import (
-    hsic_1,
-    l1_change,
-    linear_cka,
-    pairwise,
-    procrustes,
-    pwcca,
-    rbf_cka,
-    svcca,
-    u_center_,
-)
+from tunnel_lightning.measures.functional.pairwise import procrustes, pwcca, rbf_cka, svcca
+from tunnel_lightning.measures.functional.similarity import hsic_1, l1_change, linear_cka, u_center_
 
 
 def gold() -> tuple[torch.Tensor, torch.Tensor]:
@@ -244,29 +235,3 @@ def test_hsic_1_of_wrong_shapes() -> None:
     for k, l in ((torch.eye(5), torch.eye(6)), (torch.ones(5, 6), torch.ones(5, 6)), (torch.eye(3),) * 2):  # noqa: E741
         with pytest.raises(ValueError, match="hsic_1"):
             hsic_1(k, l)
-
-
-@pytest.mark.parametrize("kind", ["rbf_cka", "procrustes", "svcca", "pwcca"])
-def test_all_pairs_are_the_pairs(kind: str) -> None:
-    given = [*features(60, (20, 90, 30)), torch.full((60, 4), 0.3)]
-    function = {
-        "rbf_cka": rbf_cka,
-        "procrustes": lambda x, y: procrustes(x, y).similarity,
-        "svcca": svcca,
-        "pwcca": pwcca,
-    }[kind]
-    seen: list[tuple[int, int]] = []
-    found = pairwise(kind, given, lambda *at: seen.append(at))
-    for i, x in enumerate(given):
-        for j, y in enumerate(given):
-            assert found[i, j].item() == pytest.approx(function(x, y).item(), rel=1e-12, nan_ok=True)
-    assert found[:3, :3].isfinite().all()
-    assert found[3].isnan().all()
-    assert seen[-1] == (10, 10)
-    with pytest.raises(ValueError, match=kind):
-        pairwise(kind, [given[0], given[1][:50]])
-
-
-def test_unknown_kind_is_told() -> None:
-    with pytest.raises(ValueError, match="'cka'; there are rbf_cka"):
-        pairwise("cka", [])

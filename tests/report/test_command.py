@@ -31,6 +31,7 @@ print(status, "torch" in sys.modules)"""
         (["nowhere"], "The run folder nowhere does not exist"),
         (["."], "holds no profile.csv"),
         (["RUN", "--formats", "gif", "--figures", "f"], "No figure format gif"),
+        (["RUN", "--formats", "png,gif"], "No figure format gif: choose among png, svg, pdf"),
         (["RUN", "--out", "."], "is a folder: give the name of a file"),
         (["RUN", "--out", "file/page.html"], "file"),
         (["RUN", "RUN"], "give each run once"),

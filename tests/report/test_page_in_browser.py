@@ -177,7 +177,41 @@ def test_a_comparison_draws_everything(session, compared):
     assert page.run("return document.documentElement.scrollWidth") == 390
 
 
-def test_all_of_it_is_printed(session, file):
+def test_a_print_has_every_plot(session, file):
+    page = Page(session, file, 1280)
+    page.wait("return document.querySelector('.plot .main-svg') !== null")
+    assert not all(page.run(DRAWN)), "what is far away waits"
+    assert page.cdp("Page.printToPDF")["data"]
+    assert all(page.run(DRAWN))
+    assert page.logs()[0] == []
+
+
+@pytest.mark.parametrize(("width", "colours"), [(1280, "v"), (390, "h")])
+def test_numbers_lie_flat_and_maps_have_room(session, compared, width, colours):
+    page = Page(session, write_report(compared), width)
+    page.draw_all()
+    turned = """return [...document.querySelectorAll('.chart .xtick text')].filter(
+        (t) => /rotate\\((?!0[,)])/.test(t.getAttribute('transform') ?? '')).length"""
+    assert page.run("return document.querySelectorAll('.chart .xtick text').length") > 0
+    assert page.run(turned) == 0
+    map_ = "const map = document.querySelector('.plot.map');"
+    assert page.run(f"{map_} return map._fullData[0].colorbar.orientation") == colours
+    share = f"{map_} return map._fullLayout.xaxis._length / map.getBoundingClientRect().width"
+    assert page.run(share) > 0.5
+
+
+def test_names_leave_a_chart_room_on_a_phone(session, file):
+    page = Page(session, file, 390)
+    page.draw_all()
+    heights = page.run(
+        """return [...document.querySelectorAll('.plot.chart')].map(
+             (p) => [p.ariaLabel, p._fullLayout.yaxis._length, p.getBoundingClientRect().height])"""
+    )
+    assert min(axis for _, axis, _ in heights) > 150
+    assert {whole for name, _, whole in heights if name.startswith("Eigenvalues")} == {320}, "it has no names"
+
+
+def test_what_is_drawn_for_a_print_is_not_drawn_again(session, file):
     page = Page(session, file, 1280)
     page.wait("return document.querySelector('.plot .main-svg') !== null")
     assert not all(page.run(DRAWN)), "what is far away waits"

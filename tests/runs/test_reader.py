@@ -95,3 +95,14 @@ def test_folder_above_the_run(folder):
 def test_folder_without_a_table(tmp_path):
     with pytest.raises(RunError, match="was it trained with the monitor on"):
         load_run(tmp_path)
+
+
+def test_the_trained_set_that_is_told_counts_whatever_the_order(tmp_path, rows_of):
+    rows = sorted(rows_of([0.3, 0.5], ood={"Digits": [0.9, 0.6]}), key=lambda row: row.dataset)
+    assert Run(tmp_path, rows).id_dataset == "Digits", "nothing tells: the first"
+    run = Run(tmp_path, rows, "Glyphs")
+    assert run.rows[0].dataset == "Glyphs", "for functions of rows alone"
+    run.rows = rows
+    assert run.id_dataset == "Glyphs"
+    assert run.tunnel()["ood"].datasets == ("Digits",)
+    np.testing.assert_array_equal(run.profile().value, [0.3, 0.5])

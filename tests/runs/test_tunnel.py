@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 
-from tunnel_lightning.runs import RULES, tunnel_start, tunnels
+from tunnel_lightning.runs import RULES, ood_datasets, tunnel_start, tunnels
 
 # An MLP of 12 x 1028 on CIFAR-10, three seeds (means), published by a replication of the tunnel paper: the
 # tunnel starts at layer 4 by 95 % and at layer 5 by 98 %, and transfer peaks at layer 3.
@@ -208,3 +208,16 @@ def test_nothing_is_right(rows_of, network):
     assert all(t.note.startswith("unknown") and t.extractor_length is None for t in found.values())
     assert "0.0 %" in found["id95"].note
     assert found["ood"].note == "unknown: no probe is right about any image of Digits"
+
+
+def test_the_trained_set_is_the_one_that_is_told(rows_of):
+    rows = sorted(rows_of([0.3, 0.5, 0.5], ood={"Digits": [0.9, 0.6, 0.5]}), key=lambda row: row.dataset)
+    assert tunnels(rows)["id95"].datasets == ("Digits",), "nothing tells: the first"
+    found = tunnels(rows, "Glyphs")
+    assert [found[rule].datasets for rule in ("id95", "id98", "ood")] == [
+        ("Glyphs",),
+        ("Glyphs",),
+        ("Digits",),
+    ]
+    assert found["id95"].start == tunnel_start(rows, "id95", "Glyphs").start == 2
+    assert ood_datasets(rows, "Glyphs") == ["Digits"]

@@ -9,7 +9,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from torchvision.ops import SqueezeExcitation
 
 from tunnel_lightning.backbones import ResNet
-from tunnel_lightning.taps import Taps, TapSpec, tap
+from tunnel_lightning.taps import NoAdditions, Taps, TapSpec, tap
 
 
 def generator(seed=0):
@@ -191,7 +191,9 @@ def test_what_is_no_residual_addition():
             self.flat(self.a(x)) + self.flat(self.b(x))  # one number an image
             return self.fc(z @ weight[:, :4].T)
 
-    with pytest.raises(ValueError, match="'addition' finds no residual addition in Net; choose another kind"):
+    with pytest.raises(
+        NoAdditions, match="'addition' finds no residual addition in Net; choose another kind"
+    ):
         tap(Net(), torch.randn(3, 6), "addition")
 
 
@@ -330,7 +332,7 @@ def test_a_compiled_network_is_refused_in_words():
     inside.compile(backend="eager")
     part.stages = torch.compile(part.stages, backend="eager")
     for model in (inside, torch.compile(whole, backend="eager"), part):
-        with pytest.raises(ValueError, match=r"'addition' cannot see into a network under torch\.compile"):
+        with pytest.raises(NoAdditions, match=r"'addition' cannot see into a network under torch\.compile"):
             tap(model, x, "addition")
         with pytest.raises(ValueError, match=r"torch\.compile"):
             Taps(model, TapSpec("addition")).arm()

@@ -134,8 +134,8 @@ def add_transfer(
         shape: ``(C, H, W)`` of the network's images.
         like: the set whose normalisation the network is used to; None leaves each its own.
     """
-    if ood is None and shape[0] not in (1, 3):
-        subject.notes.append(f"no transfer set by default can be shown with {shape[0]} channels: name one")
+    if ood is None and (len(shape) != 3 or shape[0] not in (1, 3)):
+        subject.notes.append(f"no transfer set by default can be shown at {_words(shape)}: name one")
     elif ood is None:
         ood = [Digits() if isinstance(subject.data, Glyphs) else Glyphs()]
     subject.ood = list(ood or [])
@@ -187,5 +187,7 @@ def cannot_run(title: str, images: ImageSet, error: Exception) -> str:
 
 
 def _words(shape: Shape) -> str:
+    if len(shape) != 3:
+        return f"{'x'.join(map(str, shape))} values"
     channels, height, width = shape
     return f"{height}x{width} with {channels} channel{'s' * (channels != 1)}"

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,17 @@ from tunnel_lightning.analysis.progress import Bars
 from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
-from tunnel_lightning.report.static import FORMATS
+from tunnel_lightning.report.static import parse_formats
 from tunnel_lightning.runs import read_manifest
 from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE
 
-"""Of the forward passes; what is measured is summed in single and double precision."""
 DESCRIPTION = (
     "Measure every layer of a trained network: of a run that `fit` made (RUN), or of any other (--model with "
     "--data). Writes a table, arrays and a page into RUN/analysis. Started again after an interruption it goes on."
 )
+PROTOCOL_HELP = "A paper's own pooling, probes, measures and images: masarczyk, harun or nguyen."
+PROTOCOL_SETS = ("measures", "taps.pool", "taps.max_features")
+"""What a protocol decides; its sample is only where it starts from."""
 
 
 @dataclass
@@ -52,13 +54,12 @@ class Request:
         pretrained: take the weights that torchvision or timm bring.
         data: the in-distribution set; of a run, its own.
         ood: sets to measure transfer on; of a run, those it watched; else Glyphs.
-        protocol: a paper's own pooling, probes and measures: masarczyk, harun or nguyen.
-        device: auto, cpu, cuda or mps.
-        precision: of the forward passes: 32-true, bf16-mixed or 16-mixed.
+        device: auto, cpu, cuda or mps; what is measured on held features runs on the CPU.
+        precision: of the forward passes: 32-true, bf16-mixed or 16-mixed; sums are in single and double precision.
         processes: how many share the work; the figures are the same.
         out: folder of the analysis, in the place of RUN/analysis.
         figures: a folder for every figure as a file of its own.
-        formats: of these files: png, svg, pdf.
+        formats: of these files: png, svg, pdf, a list or with commas between.
 
     Raises:
         ValueError: arguments that don't go together.
@@ -71,13 +72,12 @@ class Request:
     pretrained: bool = False
     data: LightningDataModule | None = None
     ood: list[LightningDataModule] | None = None
-    protocol: str | None = None
     device: str = "auto"
     precision: str = "32-true"
     processes: int = 1
     out: str | None = None
     figures: str | None = None
-    formats: Sequence[str] = ("png",)
+    formats: str | Sequence[str] = ("png",)
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.model is None):
@@ -91,8 +91,7 @@ class Request:
         if self.model is not None and self.data is None:
             raise ValueError(f"--model {self.model} needs the images it is shown: for example --data CIFAR10")
         check_machine(self.device, self.precision)
-        if wrong := [each for each in self.formats if each not in FORMATS]:
-            raise ValueError(f"no format {wrong[0]!r} of figures: choose among {', '.join(FORMATS)}")
+        self.formats = parse_formats(self.formats)
         if self.processes < 1:
             raise ValueError(f"processes must be at least 1, got {self.processes}")
 
@@ -129,7 +128,6 @@ def analyze(request: Request, options: Options) -> None:
         KeyboardInterrupt: with what to do to go on.
     """
     start = time.perf_counter()
-    options = with_protocol(options, request.protocol)
     fabric = request.fabric()
     fabric.launch()
     try:
@@ -197,35 +195,57 @@ def place(request: Request, subject: Subject) -> Path:
     return home / f"version_{last + finished}" / ANALYSIS_FOLDER
 
 
-def parser_of(taps: dict[str, Any]) -> ArgumentParser:
-    """The arguments; ``taps`` are the defaults of the layers."""
+def parser_of(defaults: Mapping[str, Any]) -> ArgumentParser:
+    """The arguments, with other defaults for some of the options."""
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     program = "python -m tunnel_lightning analyze"
     parser = ArgumentParser(program, f"{program} [RUN] [options]", DESCRIPTION, exit_on_error=False)
     parser.add_argument("run", nargs="?", metavar="RUN", help="a run folder that `fit` made")
     parser.add_argument("--config", action="config", help="settings from a file")
     parser.add_class_arguments(Request, skip={"run"})
+    parser.add_argument("--protocol", type=str | None, help=PROTOCOL_HELP)
     parser.add_class_arguments(Options)
-    parser.set_defaults({f"taps.{key}": value for key, value in taps.items()})
+    parser.set_defaults(dict(defaults))
     return parser
+
+
+def usual(run: str | None, protocol: str | None) -> dict[str, Any]:
+    """The options where no others are asked for: the layers that a run watched, and what a protocol sets.
+
+    Raises:
+        ValueError: no such protocol.
+    """
+    watched = dict(read_manifest(run).get("taps", {})) if run else {}
+    watched.pop("hook_points", None)
+    found = {f"taps.{key}": value for key, value in watched.items()}
+    if protocol is not None:
+        chosen = with_protocol(Options(), protocol)
+        found |= {name: chosen.settings()[name] for name in PROTOCOL_SETS} | {"sample": chosen.sample}
+    return found
 
 
 def parse(argv: Sequence[str]) -> tuple[Request, Options]:
     """The arguments of the command line; a run's layers are those it watched, unless others are asked for.
 
     Raises:
-        ValueError: an unknown argument, or one that can't be read.
+        ValueError: an unknown argument, one that can't be read, or one that a protocol would replace.
     """
     try:
-        run = parser_of({}).parse_args(list(argv)).run
-        watched = dict(read_manifest(run).get("taps", {})) if run else {}
-        watched.pop("hook_points", None)
-        parser = parser_of(watched)
+        told = parser_of({}).parse_args(list(argv))
+        defaults = usual(told.run, told.protocol)
+        parser = parser_of(defaults)
         made: Namespace = parser.instantiate_classes(parser.parse_args(list(argv)))
     except ArgumentError as error:
         raise ValueError(" ".join(str(error).split())) from error
     request = Request(**{field.name: made[field.name] for field in fields(Request)})
-    return request, Options(**{field.name: made[field.name] for field in fields(Options)})
+    options = Options(**{field.name: made[field.name] for field in fields(Options)})
+    settings = options.settings()
+    if told.protocol and (own := [name for name in PROTOCOL_SETS if settings[name] != defaults[name]]):
+        raise ValueError(
+            f"--protocol {told.protocol} sets {', '.join(PROTOCOL_SETS)} itself: leave out --{' and --'.join(own)}, "
+            "or the protocol"
+        )
+    return request, options
 
 
 def command(argv: Sequence[str]) -> None:

@@ -4,13 +4,16 @@ The comparison folder (`runs/compare/version_N`), read by the report without tor
 
 - ``comparison.json``: {"schema": 1, "title", "checkpoint" (as asked: "last", "best"), "dataset", "split",
   "images", "runs": [{"run_id", "path", "group" (a group's key), "network": {"name", "parameters", "layers"},
-  "checkpoint", "step", "epoch", "accuracy": {"value", "low", "high", "n"} | null, "blocks": [{"start", "end",
-  "start_index", "end_index", "size", "min_cka"}]}], "groups": [{"key": "a", "name", "run_ids"}], "blocks":
-  {"map": "cka", "threshold"}, "tables": [{"title", "columns", "rows", "note"}], "settings", "versions",
-  "machine", "seconds", "notes"}; NaN is null.
-- ``profile.csv``: rows of all runs, the last of each measure, from their analyses where there are any.
+  "checkpoint", "step", "epoch", "accuracy": {"value", "low", "high", "n"} | null, "blocks": [{"start", "end"
+  (layers), "start_index", "end_index" (their indices as in ``profile.csv``, from 1), "size", "min_cka"}],
+  "profile": "analysis" | "training" | null, "dataset" (it was trained on)}], "groups": [{"key": "a", "name",
+  "run_ids"}], "blocks": {"map": "cka", "threshold"}, "tables": [{"title", "columns", "rows", "note"}],
+  "settings", "versions", "machine", "seconds", "notes"}; NaN is null.
+- ``profile.csv``: rows of all runs, the last of each measure: from their analyses if all have one, else from the
+  training if all were watched, else from where there are any.
 - ``similarity.npz``: map ``cka`` with names "RUN_ID:layer"; where a group has several networks of equal layers
-  also ``cka_groups``, names "a:layer": means over pairs of different networks and their standard errors.
+  also ``cka_groups``, names "a:layer": means over pairs of different networks and their standard errors, by
+  leaving out one network at a time.
 - ``predictions.csv``: image, label, accuracy_a, accuracy_b, ... (over the networks of group a, b, ...).
 """
 
@@ -23,7 +26,7 @@ from argparse import ArgumentError
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jsonargparse import ArgumentParser
@@ -39,9 +42,6 @@ from tunnel_lightning.runs import (
     Row,
     RunError,
     SimilarityMap,
-    analysis_folder,
-    load_analysis,
-    load_run,
     machine_info,
     new_run_folder,
     package_versions,
@@ -52,14 +52,13 @@ from tunnel_lightning.runs.comparison import (
     COMPARISON_SCHEMA,
     PREDICTIONS_FILE,
     Comparison,
+    Profile,
     load_comparison,
+    profiles_of,
 )
 from tunnel_lightning.runs.files import atomic
 from tunnel_lightning.runs.schema import PROFILE_FILE
 from tunnel_lightning.taps import TapSpec
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def compare(
@@ -90,9 +89,9 @@ def compare(
         images: so many of them, spread evenly; None for all.
         ckpt: the checkpoint of each run, ``best`` or ``last``.
         taps: which layers, and how their outputs become features; ``pool="gram"`` takes all of an output.
-        groups: a group's name for each run, in their order; by default runs whose configs differ in seed, name
-            and folder only form a group.
-        threshold: smallest CKA between any two layers of a block.
+        groups: a group's name for each run, in their order; by default runs whose configs differ in training
+            seed, name, folder and what is watched only form a group.
+        threshold: smallest CKA between any two layers of a block, above 0 and at most 1.
         batch_size: images of a batch.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         precision: of the networks' forward passes, as Lightning names it (``32-true``, ``bf16-mixed``).
@@ -104,10 +103,11 @@ def compare(
         The comparison, as :func:`tunnel_lightning.runs.load_comparison` reads it.
 
     Raises:
-        RunError: fewer than two runs, one given twice, or ``out`` holds something else.
+        RunError: fewer than two runs, one given twice, a profile that can't be read, or ``out`` holds something
+            else.
         FileNotFoundError: a folder is no run, or has no such checkpoint.
-        ValueError: runs that can't be read or shown the images, groups of networks with different classes, or
-            more memory needed than allowed.
+        ValueError: runs that can't be read or shown the images, groups of networks with different classes, a
+            number out of its range, or more memory needed than allowed.
     """
     from tunnel_lightning.report import write_report  # plotly takes a while to import
 
@@ -117,6 +117,10 @@ def compare(
             raise ValueError(
                 f"{name} must be at least 4, which the unbiased estimator of CKA needs, got {value}"
             )
+    if not 0 < threshold <= 1:  # NaN neither
+        raise ValueError(f"threshold is a CKA and must be above 0 and at most 1, got {threshold:g}")
+    if not 0 < memory_gb < float("inf"):
+        raise ValueError(f"memory_gb must be a number above 0, got {memory_gb:g}")
     if out is not None:
         _check_out(Path(out))
     fabric = fabric_of(device, precision)
@@ -124,11 +128,11 @@ def compare(
     configs = [read_config(run) for run in runs]
     kinds = group_runs([member.run_id for member in members], configs, groups)
     _check_groups(kinds, members, given=groups is not None)
+    profiles, notes = _profiles(members)
     loaded = time.perf_counter()
     seen = see(members, images, fabric, progress, int(memory_gb * GIB))
     passed = time.perf_counter()
     found = Findings(members, kinds, seen, threshold)
-    rows, notes = _profiles(members)
     tables, maps = found.tables(), found.maps()
     settings = {
         **{f"taps.{key}": value for key, value in asdict(taps).items()},
@@ -148,7 +152,10 @@ def compare(
         "dataset": shown.name,
         "split": SPLIT,
         "images": len(seen.target),
-        "runs": found.runs(),
+        "runs": [
+            {**run, "profile": profile.source or None, "dataset": profile.dataset}
+            for run, profile in zip(found.runs(), profiles, strict=True)
+        ],
         "groups": [
             {"key": each.key, "name": each.name, "run_ids": [members[i].run_id for i in each.members]}
             for each in kinds
@@ -162,7 +169,7 @@ def compare(
         "notes": [*found.notes, *notes],
     }
     folder = Path(out) if out is not None else _next_folder(members[0])
-    _write(folder, summary, rows, maps, found.predictions)
+    _write(folder, summary, [row for each in profiles for row in each.rows], maps, found.predictions)
     write_report(folder)
     return load_comparison(folder)
 
@@ -179,35 +186,18 @@ def _check_groups(groups: Sequence[Group], members: Sequence[Member], given: boo
             )
 
 
-def _profiles(members: Sequence[Member]) -> tuple[list[Row], list[str]]:
-    """The last rows of each run's profile, of its analysis where there is one, and what a reader must know."""
-    rows: list[Row] = []
-    without, live = [], []
-    for member in members:
-        run = member.subject.run
-        assert run is not None
-        analysed = analysis_folder(run) is not None
-        try:
-            found = load_analysis(run).run.rows if analysed else load_run(run).rows
-        except RunError:
-            without.append(member.run_id)
-            continue
-        if not analysed:
-            live.append(member.run_id)
-        last: dict[tuple[str, ...], int] = {}
-        for row in found:
-            key = row.dataset, row.split, row.measure, row.variant
-            last[key] = max(row.step, last.get(key, row.step))
-        rows += [
-            row._replace(run_id=member.run_id)
-            for row in found
-            if row.step == last[row.dataset, row.split, row.measure, row.variant]
-        ]
-    notes = {
-        "not analysed, so the profile is the last one taken in training": live,
-        "neither analysed nor watched in training, so there is no profile": without,
-    }
-    return rows, [f"{', '.join(names)}: {said}" for said, names in notes.items() if names]
+def _profiles(members: Sequence[Member]) -> tuple[list[Profile], list[str]]:
+    """The profiles of the networks, and what a reader must know of them."""
+    folders = [member.subject.run for member in members if member.subject.run is not None]
+    profiles, notes = profiles_of(folders, [member.run_id for member in members])
+    others = []
+    for member, profile in zip(members, profiles, strict=True):
+        step = max((row.step for row in profile.rows), default=member.subject.step)
+        if step != member.subject.step:
+            others.append(f"{member.run_id} (of step {step:,}, the network of step {member.subject.step:,})")
+    if others:
+        notes.append(f"profiles of other checkpoints than the one compared: {', '.join(others)}")
+    return profiles, notes
 
 
 _FILES = (COMPARISON_FILE, PROFILE_FILE, SIMILARITY_FILE, PREDICTIONS_FILE, "report.html", "figures")
@@ -255,63 +245,6 @@ def _write(
         raise
 
 
-# Of the page's tables, what a terminal has room for: columns, and the digits of their numbers.
-_SHORT = {
-    "Networks": {"run": 0, "group": 0, "network": 0, "layers": 0, "accuracy %": 1},
-    "Pairs of networks": {
-        **{"first": 0, "second": 0, "agreement %": 1, "churn %": 1},
-        **{"mean CKA along depth": 3, "CKA of the last layers": 3},
-    },
-}
-
-
-def print_comparison(found: Comparison, console: Console | None = None) -> None:
-    """Print networks and their pairs, and where the rest is.
-
-    Args:
-        found: the comparison.
-        console: default: standard output, 80 columns where it is no terminal.
-    """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Shown
-    from rich.text import Text
-
-    console = console or Console()
-    for table in found.summary["tables"]:
-        short = _SHORT.get(table["title"], {})
-        if not short:
-            continue
-        shown = Shown(
-            box=box.SIMPLE_HEAD,
-            title=table["title"],
-            title_justify="left",
-            header_style="bold",
-            padding=(0, 1, 0, 0),
-            pad_edge=False,
-        )
-        places = [table["columns"].index(name) for name in short]
-        for name, place in zip(short, places, strict=True):
-            numeric = not any(isinstance(row[place], str) for row in table["rows"])
-            # Lines break between words only.
-            words = [
-                word for text in (name, *(str(row[place]) for row in table["rows"])) for word in text.split()
-            ]
-            width = max(map(len, name.split() if numeric else words))
-            shown.add_column(Text(name), justify="right" if numeric else "left", min_width=width)
-        for row in table["rows"]:
-            cells = (_cell(row[place], digits) for place, digits in zip(places, short.values(), strict=True))
-            shown.add_row(*(Text(cell) for cell in cells))
-        console.print(shown)
-    for note in found.summary["notes"]:
-        console.print(Text(note, style="dim"))
-    console.print(Text(f"comparison   {found.path / 'report.html'}"), soft_wrap=True)
-
-
-def _cell(value: Any, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
-
-
 def command(argv: list[str]) -> None:
     """``python -m tunnel_lightning compare RUN RUN ...``.
 
@@ -319,6 +252,8 @@ def command(argv: list[str]) -> None:
         ValueError: arguments that make no sense; and what :func:`compare` raises.
     """
     from rich.progress import Progress
+
+    from tunnel_lightning.report.printed import print_comparison
 
     parser = ArgumentParser(
         prog="python -m tunnel_lightning compare",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +14,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import nn
 
+from tunnel_lightning.analysis.limits import check_images, check_layers
 from tunnel_lightning.analysis.options import Options
 from tunnel_lightning.analysis.sets import ImageSet, shard
 from tunnel_lightning.analysis.subject import Subject
@@ -25,6 +27,8 @@ from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet
 Progress = Callable[[str, int, int], None]
 """Told ``(what, done, in all)`` while a pass runs, and lines that stay with 0 in all."""
 
+CURE = "raise --memory_gb, or lower it with --taps.pool=avg or a smaller --taps.max_features"
+"""What to do where a layer does not fit into the memory limit."""
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -59,6 +63,25 @@ def fabric_of(device: str, precision: str, processes: int = 1) -> Fabric:
         raise ValueError(" ".join(str(error).split())) from error
 
 
+def together(warned: Sequence[str]) -> list[str]:
+    """What warnings say of layers, one sentence for all layers of which they say the same.
+
+    Example:
+        >>> together(["layer 'a' has NaN: its values are NaN", "layer 'b' has NaN: its values are NaN", "other"])
+        ["2 layers have NaN: their values are NaN ('a', 'b')"]
+    """
+    layers: dict[str, list[str]] = {}
+    for text in warned:
+        if found := re.fullmatch(r"layer ('.*') has (.*)", text, re.DOTALL):
+            layers.setdefault(found[2], []).append(found[1])
+    said = []
+    for what, names in layers.items():
+        some = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+        several = f"{len(names)} layers have {what.replace('its values', 'their values')} ({some})"
+        said.append(several if len(names) > 1 else f"layer {some} has {what}")
+    return said
+
+
 class Context:
     """One analysis under way: leaving it takes the hooks off the network and puts it back where it was.
 
@@ -76,7 +99,7 @@ class Context:
         seconds: how long the steps of the part at hand took.
 
     Raises:
-        ValueError: fewer images than classes, no layer of that name, or the network can't run the images.
+        ValueError: too few images, no layer of that name, too little memory, or the network can't run the images.
     """
 
     def __init__(
@@ -99,13 +122,20 @@ class Context:
                     f"{each.name} gives images {list(each.image_shape)} and {own.name} {list(own.image_shape)}: give "
                     "them at one size"
                 )
-        self.notes = [note for images in (own, *others) for note in images.check(options.fit_images)]
+        self.notes = [
+            note for images in (own, *others) for note in check_images(images, options, images is own)
+        ]
         self.model: nn.Module = subject.model
         self._home = next((tensor.device for tensor in self.model.parameters()), None)
         self.model.to(self.fabric.device)
         self.example = own.example.to(self.fabric.device)
         try:
             self.taps = self.tap(options.taps)
+            try:
+                check_layers(self)
+            except BaseException:
+                self.taps.remove()
+                raise
         except BaseException:
             self._go_home()
             raise
@@ -178,12 +208,12 @@ class Context:
                 input=taps is self.taps,
                 network=own and self.subject.matches and taps is self.taps,
                 where=f"{images.name} {split}",
-                memory_limit=4 * self.options.memory,  # groups have seen to the layers' share
+                memory_limit=self.options.memory,  # groups have seen to it
             )
         for each in raised:
-            if (text := str(each.message)).startswith("layer "):
-                self.note(text)
             warnings.warn_explicit(each.message, each.category, each.filename, each.lineno)
+        for text in together([str(each.message) for each in raised]):
+            self.note(text)
         return states
 
     def note(self, text: str) -> None:
@@ -197,19 +227,27 @@ class Context:
             yield batch
         self.progress(what, total, total)
 
-    def groups(self, nbytes: Callable[[int], int], taps: Taps | None = None) -> list[list[str]]:
+    def groups(
+        self,
+        nbytes: Callable[[int], int],
+        taps: Taps | None = None,
+        working: Callable[[int], int] | None = None,
+        cure: str = CURE,
+    ) -> list[list[str]]:
         """The layers, the raw pixels first, in groups whose states fit into the memory limit together.
 
         Args:
             nbytes: from a layer's width to what its states take.
             taps: the layers; by default those that are measured.
+            working: from a layer's width to what is taken beside for one layer at a time; by default nothing.
+            cure: what to do where a single layer does not fit.
 
         Raises:
             ValueError: a single layer does not fit; the sentence names the options that lower it.
         """
         taps = taps or self.taps
         places = [taps.input, *taps.layers] if taps is self.taps else taps.layers
-        return groups({t.name: t.dim for t in places}, nbytes, self.options.memory)
+        return groups({t.name: t.dim for t in places}, nbytes, self.options.memory, working, cure)
 
     def rows(self, states: States, images: ImageSet, split: str, taps: Taps | None = None) -> list[Row]:
         """The table's rows of what a pass measured."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tunnel_lightning.analysis.predictions import Group, Pair, Predictions, Table
-from tunnel_lightning.analysis.together import Member, Seen
+from tunnel_lightning.analysis.together import SPLIT, Member, Seen
 from tunnel_lightning.measures.functional.blocks import Block, contiguous_blocks, resemblance
 from tunnel_lightning.runs import SimilarityMap, wilson
 
@@ -126,11 +126,12 @@ class Findings:
                 "parameters",
                 "step",
                 "accuracy %",
-                "95 % from",
-                "to",
+                "from %",
+                "to %",
             ],
             "rows": rows,
-            "note": f"Accuracy on {len(self.seen.target):,} images, with Wilson's interval.",
+            "note": f"Accuracy on {len(self.seen.target):,} {SPLIT} images, and from where to where Wilson's 95 % "
+            "interval goes.",
         }
 
     def _pairs(self) -> Table:
@@ -245,17 +246,53 @@ class Findings:
         return SimilarityMap([f"{group.key}:{name}" for group, layers in alike for name in layers], value, se)
 
     def _mean_between(self, a: Group, b: Group) -> tuple[Any, Any]:
-        if a.key == b.key:
-            values = [self.between(i, j)[0] for i, j in combinations(a.members, 2)]
-            values = [(value + value.T) / 2 for value in values]  # either may come first
-        else:
-            values = [self.between(i, j)[0] for i in a.members for j in b.members]
-        if not values:  # a group of one
-            nothing = np.full(self.between(a.members[0], a.members[0])[0].shape, np.nan)
-            return nothing, nothing
-        stack = torch.stack(values)
-        se = stack.std(0) / len(values) ** 0.5 if len(values) > 1 else torch.full_like(stack[0], torch.nan)
-        return stack.mean(0).numpy(), se.numpy()
+        pairs = [torch.stack([self.between(i, j)[0] for j in b.members]) for i in a.members]
+        value, se = mean_of_pairs(torch.stack(pairs), within=a.key == b.key)
+        return value.numpy(), se.numpy()
+
+
+def mean_of_pairs(values: Tensor, within: bool) -> tuple[Tensor, Tensor]:
+    """Mean over pairs of different networks, and its standard error over networks.
+
+    Pairs share networks, so they are not independent: the error is the jackknife's that leaves out one network with
+    all its pairs at a time (Efron & Tibshirani, 1993, eq. 11.5),
+    ``se² = (n - 1) / n * sum_i (mean without i - mean of those)²``, summed over both groups where there are two.
+
+    Args:
+        values: ``[n, m, ...]``, of each network of one group with each of another; where the groups are one, of each
+            network with each other and, unused, with itself.
+        within: whether the groups are one.
+
+    Returns:
+        Mean and standard error ``[...]``. The mean is NaN for a group of one network with itself; the error is NaN
+        where a group has no network to spare: below 3 networks within a group, below 2 in either of two.
+
+    Example:
+        >>> values = torch.tensor([[1.0, 0.5, 0.6], [0.5, 1.0, 0.7], [0.6, 0.7, 1.0]])
+        >>> [round(each.item(), 3) for each in mean_of_pairs(values, within=True)]
+        [0.6, 0.115]
+    """
+    count, other = values.shape[:2]
+    if within:
+        squares = _jackknife([_mean(_without(_without(values, i, 0), i, 1), True) for i in range(count)])
+    else:
+        squares = _jackknife([_mean(_without(values, i, 0), False) for i in range(count)])
+        squares = squares + _jackknife([_mean(_without(values, j, 1), False) for j in range(other)])
+    return _mean(values, within), squares.sqrt()  # the mean of no pairs is NaN
+
+
+def _mean(values: Tensor, within: bool) -> Tensor:
+    return values[~torch.eye(len(values), dtype=torch.bool)].mean(0) if within else values.mean((0, 1))
+
+
+def _without(values: Tensor, network: int, axis: int) -> Tensor:
+    kept = [k for k in range(values.shape[axis]) if k != network]
+    return values.index_select(axis, torch.tensor(kept, dtype=torch.long))
+
+
+def _jackknife(means: Sequence[Tensor]) -> Tensor:
+    stack = torch.stack(list(means))
+    return (len(stack) - 1) / len(stack) * (stack - stack.mean(0)).square().sum(0)
 
 
 def along_depth(similarity: Tensor) -> float:

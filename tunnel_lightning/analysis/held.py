@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import Tensor
 
 from tunnel_lightning.analysis.context import Context
-from tunnel_lightning.analysis.options import SAMPLE_MAPS
+from tunnel_lightning.analysis.limits import LABELS, ROWS, held_groups, map_room, picture_room, pictured
+from tunnel_lightning.analysis.options import FITTED, NEIGHBOURS, SAMPLE_MAPS
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.analysis.streamed import Only, rows_of
@@ -21,18 +22,12 @@ from tunnel_lightning.measures import (
 )
 from tunnel_lightning.measures.functional.logistic import logistic_all
 from tunnel_lightning.measures.functional.neighbours import knn_accuracy
-from tunnel_lightning.measures.functional.similarity import pairwise
+from tunnel_lightning.measures.functional.pairwise import pairwise
 from tunnel_lightning.measures.recipes import RECIPES, train_heads
 from tunnel_lightning.runs import Row
 
-FITTED = ("logistic", *RECIPES)
-"""Probes that are trained; the others are solved in closed form."""
-PICTURED = 1_000
-"""Images of a picture: t-SNE takes time with their square, and more would hide each other."""
 FEWEST = 10
-MAPPED = 2_000
-"""Images of a similarity of two whole matrices: memory takes their square."""
-NEIGHBOURS = 20
+"""Images of a picture, at least."""
 
 
 def held_set(context: Context, images: ImageSet) -> Part:
@@ -41,8 +36,7 @@ def held_set(context: Context, images: ImageSet) -> Part:
     own = images is context.own
     fits = options.wants(*FITTED)
     neighbours = own and options.wants("knn")
-    both = sum(images.size(split, limit_of(context, split)) for split in ("train", "test"))
-    for group in context.groups(lambda dim: 4 * dim * both) if fits or neighbours else ():
+    for group in held_groups(context, images):
         train, test = hold(context, images, group, "train"), hold(context, images, group, "test")
         for fitted in fits:
             with context.timed(fitted):
@@ -58,32 +52,41 @@ def held_set(context: Context, images: ImageSet) -> Part:
         test.close()
     if own and (maps := options.wants(*SAMPLE_MAPS)):
         names = [tap.name for tap in [context.taps.input, *context.taps.layers]]
-        sample = hold(context, images, names, "test", MAPPED)
+        room = min(map_room(context, kind) for kind in maps)
+        sample = hold(context, images, names, "test", options.map_images, room)
         for kind in maps:
             with context.timed(kind):
-                part.arrays |= all_pairs(context, kind, {name: sample.features[name] for name in names})
+                part.arrays |= all_pairs(context, kind, names, sample)
         sample.close()
-    if own and options.wants("tsne"):
-        sample = hold(context, images, pictured(context), "test", PICTURED)
+    if own and options.wants("tsne") and (chosen := pictured(context)):
+        sample = hold(context, images, chosen, "test", options.picture_images, picture_room(context))
         with context.timed("tsne"):
-            part.arrays |= pictures(context, sample)
+            part.arrays |= pictures(context, chosen, sample)
         sample.close()
     return part
 
 
-def limit_of(context: Context, split: str) -> int:
-    """How many images of a split are held."""
-    options = context.options
-    asked = options.fit_images if split == "train" else options.eval_images
-    return min(options.sample, asked or options.sample)
-
-
 def hold(
-    context: Context, images: ImageSet, group: Sequence[str], split: str, most: int | None = None
+    context: Context,
+    images: ImageSet,
+    group: Sequence[str],
+    split: str,
+    most: int | None = None,
+    room: int | None = None,
 ) -> FeatureSample:
-    """The features of a group of layers, from one pass over a sample, spread evenly over the split."""
-    limit = min(limit_of(context, split), most or context.options.sample)
-    sample = FeatureSample(images.size(split, limit), context.options.memory)
+    """The features of a group of layers, from one pass over a sample, spread evenly over the split.
+
+    Args:
+        context: the analysis.
+        images: the set.
+        group: names of the layers.
+        split: of the set.
+        most: images; by default as many as are held of this split.
+        room: bytes they may take in memory, by default the memory limit; beyond it they lie on a disk.
+    """
+    options = context.options
+    limit = options.held(split) if most is None else most
+    sample = FeatureSample(images.size(split, limit), options.memory if room is None else room)
     context.run(images, split, limit, observers=[Only(group, sample)], what=f"{images.name} {split}, held")
     return sample
 
@@ -130,7 +133,8 @@ def score(
 ) -> list[Row]:
     """Rows of a head's accuracy on held features."""
     scores = ProbeScores(head, variant, images.num_classes)
-    scores.update(sample.features[name], sample.target)
+    for x, y in zip(sample.features[name].split(ROWS), sample.target.split(ROWS), strict=True):
+        scores.update(x, y)
     return [row for value in scores.compute() for row in rows_of(context, {name: value}, images, split)]
 
 
@@ -145,13 +149,19 @@ def nearest(context: Context, train: FeatureSample, test: FeatureSample) -> dict
     return found
 
 
-def all_pairs(context: Context, kind: str, features: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+def all_pairs(
+    context: Context, kind: str, names: Sequence[str], sample: FeatureSample
+) -> dict[str, np.ndarray]:
     """One similarity of all pairs of layers on the sample, as a map."""
-    names, what = list(features), f"{kind} of all pairs"
-    context.progress(what, 0, len(names))
-    value = pairwise(
-        kind, list(features.values()), lambda done, total: context.progress(what, done, total)
-    ).numpy()
+    what = f"{kind} of all pairs"
+
+    def layers() -> Iterator[Tensor]:
+        for done, name in enumerate(names):
+            context.progress(f"{kind}: layers", done, len(names))
+            yield sample.features[name]
+        context.progress(f"{kind}: layers", len(names), len(names))
+
+    value = pairwise(kind, layers(), lambda done, total: context.progress(what, done, total)).numpy()
     return {
         f"{kind}/names": np.array(names),
         f"{kind}/value": value,
@@ -159,13 +169,7 @@ def all_pairs(context: Context, kind: str, features: Mapping[str, Tensor]) -> di
     }
 
 
-def pictured(context: Context) -> list[str]:
-    """The layers of which there is a picture: the first, the last, and the one in the middle."""
-    names = [tap.name for tap in context.taps.layers]
-    return list(dict.fromkeys([names[0], names[len(names) // 2], names[-1]]))
-
-
-def pictures(context: Context, sample: FeatureSample) -> dict[str, np.ndarray]:
+def pictures(context: Context, names: Sequence[str], sample: FeatureSample) -> dict[str, np.ndarray]:
     """Places of images in two dimensions by t-SNE (van der Maaten & Hinton, 2008), perplexity 30 as the tunnel paper.
 
     The features' first 50 principal components stand for them, as is usual.
@@ -174,18 +178,23 @@ def pictures(context: Context, sample: FeatureSample) -> dict[str, np.ndarray]:
     from sklearn.manifold import TSNE
 
     found: dict[str, np.ndarray] = {}
-    seed, layers = context.options.seed, sample.features
-    for done, (name, x) in enumerate(layers.items()):
-        context.progress("pictures", done, len(layers))
-        rows = x.double().numpy()
+    seed = context.options.seed
+    if len(sample.target) < FEWEST:
+        context.note(
+            f"no pictures of layers: t-SNE needs {FEWEST} test images, and takes {len(sample.target)}"
+        )
+        return found
+    for done, name in enumerate(names):
+        context.progress("pictures", done, len(names))
+        rows = sample.features[name].double().numpy()
         # t-SNE ends the process on a layer without variance; NaN is not above anything.
-        if len(rows) < FEWEST or rows.shape[1] < 2 or not 0 < np.ptp(rows, 0).max() < math.inf:
+        if rows.shape[1] < 2 or not 0 < np.ptp(rows, 0).max() < math.inf:
             continue
         few = PCA(min(50, *rows.shape), random_state=seed).fit_transform(rows)
         perplexity = min(30.0, (len(rows) - 1) / 3)
         places = TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(few)
         found[f"tsne/{name}"] = places.astype(np.float32)
-    context.progress("pictures", len(layers), len(layers))
+    context.progress("pictures", len(names), len(names))
     if found:
-        found["tsne/labels"] = sample.target.numpy().copy()
+        found[f"tsne/{LABELS}"] = sample.target.numpy().copy()
     return found

@@ -8,7 +8,10 @@ from functools import reduce
 from importlib import import_module
 from typing import NamedTuple
 
+import torch
 from torch import nn
+
+from tunnel_lightning.taps import untouched_rng
 
 LIBRARIES = ("torchvision", "timm")
 
@@ -61,7 +64,7 @@ def expected_by(spec: str) -> Expected | None:
 def find_network(spec: str) -> nn.Module:
     """The network at ``module:attribute``: a module, or what a call without arguments gives.
 
-    The current folder is searched too.
+    The current folder is searched too. A call draws the same weights each time.
 
     Raises:
         ValueError: `spec` is nothing of the kind, or no network is there.
@@ -93,7 +96,9 @@ def find_network(spec: str) -> nn.Module:
         ) from None
     if callable(found) and not isinstance(found, nn.Module):
         try:
-            found = found()
+            with untouched_rng():
+                torch.manual_seed(0)
+                found = found()
         except TypeError as error:
             raise ValueError(
                 f"{spec} can't be called without arguments ({error}): name a function that gives the network"

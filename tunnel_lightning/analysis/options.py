@@ -21,6 +21,16 @@ MEASURES = (*STREAMED, *HELD, *SAMPLE_MAPS, *EXTRA)
 DEFAULT = (*STREAMED, "logistic", "knn", "tsne", *EXTRA)
 """What is measured unless asked otherwise."""
 
+FITTED = ("logistic", *RECIPES)
+"""Probes that are trained; the others are solved in closed form."""
+
+MAPPED = 2_000
+"""Images of a similarity of two whole matrices: memory takes their square."""
+PICTURED = 1_000
+"""Images of a picture: t-SNE takes time with their square, and more would hide each other."""
+NEIGHBOURS = 20
+"""Neighbours that vote in ``knn``."""
+
 GIB = 2**30
 
 
@@ -35,11 +45,16 @@ class Options:
             on a sample; additions (probes round residual additions) and blocks (every output, unpooled).
         fit_images: training images of each set the ridge probes are fitted on; None for all.
         eval_images: test images of each set everything is scored on; None for all.
-        sample: training and test images of each set whose features are held, for what can't be streamed.
+        sample: training and test images of each set whose features are held, for what can't be streamed. What is
+            done with them is done on the CPU, whatever the device of the passes; maps of whole matrices take at
+            most 2,000 of the test images, pictures 1,000.
         block_images: test images of the map over every output of the network.
         alpha: penalty of the ridge probes, relative to the number of images.
-        memory_gb: GiB that sums, or held features, may take; layers are measured in groups that fit into it.
+        memory_gb: GiB that sums, or held features and the work on them, may take beside the network and its
+            batches; layers are measured in groups that fit into it.
         seed: of hold-out splits, recipes and pictures.
+        pictures: layers that tsne draws, a list or with commas between; by default the first, the middle and the
+            last one.
 
     Raises:
         ValueError: an unknown measure, or a number out of its range.
@@ -58,12 +73,11 @@ class Options:
     alpha: float = 1e-2
     memory_gb: float = 4.0
     seed: int = 0
+    pictures: str | Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if isinstance(self.measures, str):
-            split = [name.strip() for name in self.measures.split(",")]
-            object.__setattr__(self, "measures", [name for name in split if name])
-        object.__setattr__(self, "measures", tuple(self.measures))
+        for each in ("measures", "pictures"):
+            object.__setattr__(self, each, _listed(getattr(self, each)))
         unknown = [name for name in self.measures if name not in MEASURES]
         if unknown or not self.measures:
             said = f"no measure {unknown[0]!r}" if unknown else "no measures"
@@ -88,11 +102,38 @@ class Options:
         """The memory limit in bytes."""
         return int(self.memory_gb * GIB)
 
+    def held(self, split: str) -> int:
+        """The most images of a split whose features are held."""
+        asked = self.fit_images if split == "train" else self.eval_images
+        return min(self.sample, asked or self.sample)
+
+    @property
+    def map_images(self) -> int:
+        """The most test images that similarities of whole matrices are measured on."""
+        return min(MAPPED, self.held("test"))
+
+    @property
+    def picture_images(self) -> int:
+        """The most test images of a picture."""
+        return min(PICTURED, self.held("test"))
+
     def settings(self) -> dict[str, Any]:
         """Everything that decides a figure, flat and plain."""
         flat = {key: value for key, value in asdict(self).items() if key not in ("taps", "memory_gb")}
-        flat["measures"] = list(self.measures)
+        flat |= {key: list(flat[key]) for key in ("measures", "pictures")}
+        flat |= {
+            "map_images": self.map_images,
+            "picture_images": self.picture_images,
+            "neighbours": NEIGHBOURS,
+        }
+        flat["held_device"] = "cpu"
         return {**{f"taps.{key}": value for key, value in asdict(self.taps).items()}, **flat}
+
+
+def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names given as a list, or in one text with commas between."""
+    split = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
+    return tuple(name for name in split if name)
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -100,8 +141,9 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
         "pool": "flatten",
         "max_features": 8000,
         "measures": ("ranks", "variance", "masarczyk"),
+        "sample": 50_000,
     },
-    "harun": {"pool": "2x2", "max_features": None, "measures": ("ranks", "harun")},
+    "harun": {"pool": "2x2", "max_features": None, "measures": ("ranks", "harun"), "sample": 50_000},
     "nguyen": {"pool": "flatten", "max_features": 8000, "measures": ("cka", "blocks", "additions")},
 }
 """The papers' own protocols: how features are made, and which probe is trained by which recipe; it alone, so that
@@ -110,6 +152,8 @@ tunnel and transfer are told by it."""
 
 def with_protocol(options: Options, protocol: str | None) -> Options:
     """The options with a paper's protocol: its pooling, cap and measures in the place of theirs.
+
+    Its sample too, where theirs is the default: ``masarczyk`` and ``harun`` train probes on all training images.
 
     - ``masarczyk`` (Masarczyk et al., 2023, released code): features flattened, 8,000 fixed random columns, Adam
       probes, ranks and variances.
@@ -130,4 +174,5 @@ def with_protocol(options: Options, protocol: str | None) -> Options:
         raise ValueError(f"no protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     chosen = PROTOCOLS[protocol]
     taps = replace(options.taps, pool=chosen["pool"], max_features=chosen["max_features"])
-    return replace(options, taps=taps, measures=chosen["measures"])
+    sample = chosen.get("sample", options.sample) if options.sample == Options.sample else options.sample
+    return replace(options, taps=taps, measures=chosen["measures"], sample=sample)

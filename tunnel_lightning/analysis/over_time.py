@@ -25,7 +25,7 @@ def at_checkpoint(context: Context) -> Part:
         plan = Plan(
             images, count, bool(options.wants("ridge")), scored=ranks if options.wants("ranks") else ()
         )
-        for number, group in enumerate(context.groups(plan.nbytes)):
+        for number, group in enumerate(context.groups(plan.nbytes, working=plan.working)):
             factories = plan.measures(group, fit(context, plan, group))
             states = context.run(images, "test", options.eval_images, factories)
             if number:

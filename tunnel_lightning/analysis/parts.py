@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunnel_lightning.analysis.context import Context
-from tunnel_lightning.analysis.held import FITTED, held_set
-from tunnel_lightning.analysis.options import SAMPLE_MAPS, STREAMED
+from tunnel_lightning.analysis.held import held_set
+from tunnel_lightning.analysis.options import FITTED, SAMPLE_MAPS, STREAMED
 from tunnel_lightning.analysis.over_time import at_checkpoint, weight_changes, weights_of
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part, Store, fingerprint, images_key, tensors_key
@@ -28,10 +30,13 @@ from tunnel_lightning.callbacks.places import flops_by_path, layer_infos
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.build import REPORT_FILE
 from tunnel_lightning.runs import SimilarityMap, package_versions, write_analysis
-from tunnel_lightning.runs.analysis import SUMMARY_FILE
-from tunnel_lightning.runs.schema import MANIFEST_FILE
+from tunnel_lightning.runs.analysis import SIMILARITY_FILE, SPECTRUM_FILE, SUMMARY_FILE
+from tunnel_lightning.runs.files import atomic
+from tunnel_lightning.runs.schema import LAYERS_FILE, MANIFEST_FILE, PROFILE_FILE
 
 PARTS_FOLDER = "parts"
+FRESH_FOLDER = ".new"
+"""Among the parts: where the files of an analysis are written before they take their places."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +92,10 @@ def perform(context: Context, folder: Path, checkpoints: Sequence[Path] = ()) ->
         checkpoints: of the network's run, in order, for the development over time.
 
     Raises:
-        ValueError: the folder is a run's own, or another analysis writes to it.
-        OSError: it can't be written; there is no summary then.
+        ValueError: the folder is a run's own or holds something else, or another analysis writes to it.
+        OSError: it can't be written; a former analysis is still there then, as it was.
     """
-    if (folder / MANIFEST_FILE).exists():
-        raise ValueError(
-            f"{folder} is a run folder: choose another place for the analysis, as {folder / 'analysis'}"
-        )
+    check_place(folder)
     flops = flops_by_path(context.model, context.subject.network, context.example)
     with alone(context, folder / PARTS_FOLDER):
         store = Store(folder / PARTS_FOLDER)
@@ -103,6 +105,36 @@ def perform(context: Context, folder: Path, checkpoints: Sequence[Path] = ()) ->
         if context.fabric.is_global_zero:
             write(context, folder, parts, flops)
         context.fabric.barrier("written")
+
+
+def check_place(folder: Path) -> None:
+    """Refuse a folder with files of something else: an analysis would replace those of the same names.
+
+    What lies beside an analysis (a note, figures) stays, so it is no obstacle.
+
+    Raises:
+        ValueError: the folder is a run's own, or a file, or holds files and no analysis, finished or not.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        raise ValueError(
+            f"{folder} is a run folder: choose another place for the analysis, as {folder / 'analysis'}"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give the analysis a folder of its own (--out)")
+    others = folder.is_dir() and any(path.name != PARTS_FOLDER for path in folder.iterdir())
+    if others and not (any((folder / PARTS_FOLDER).glob("*.npz")) or _is_summary(folder / SUMMARY_FILE)):
+        raise ValueError(
+            f"{folder} holds something else than an analysis: give the analysis a folder of its own (--out)"
+        )
+
+
+def _is_summary(path: Path) -> bool:
+    """Whether a file is the summary of an analysis, of whatever version."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"schema", "run_id"} <= found.keys()
 
 
 @contextmanager
@@ -156,9 +188,12 @@ def finish(context: Context, store: Store, task: Task) -> Part:
 def key_of(context: Context, task: Task) -> str:
     """A short text that changes with everything that decides what a part finds."""
     subject, options = context.subject, context.options
+    settings = {**options.settings(), "measures": options.wants(*task.measures)}
+    if "tsne" not in settings["measures"]:
+        del settings["pictures"]
     return fingerprint(
         package_versions(),  # which the summary states for all parts
-        {**options.settings(), "measures": options.wants(*task.measures)},
+        settings,
         str(context.fabric._precision.precision),
         (subject.run_id, subject.step, subject.epoch, subject.matches),
         str(subject.model),
@@ -169,11 +204,21 @@ def key_of(context: Context, task: Task) -> str:
 
 def develop(context: Context, store: Store, checkpoints: Sequence[Path]) -> list[Part]:
     """The profile at every checkpoint; the network holds the analysed one again afterwards."""
-    subject, parts = context.subject, []
+    subject = context.subject
+    parts: list[Part] = []
+    if len(checkpoints) < 2:
+        context.note("one checkpoint, so nothing over time: train with `fit --keep_every N` to keep more")
+        return parts
     assert subject.run is not None, "only a run has checkpoints"
     analysed, step = subject.run / subject.checkpoint, subject.step
     before: dict[str, Tensor] | None = None
     measures = context.options.wants("ridge", "ranks")
+    absent = {name: what for name, what in (("ridge", "probes"), ("ranks", "ranks")) if name not in measures}
+    if absent:
+        context.note(
+            f"no {' or '.join(absent.values())} over time: of each checkpoint only ridge probes and ranks are "
+            f"measured, and the measures leave out {' and '.join(absent)}"
+        )
     try:
         for path in checkpoints:
             reload(subject, path)
@@ -197,29 +242,58 @@ def develop(context: Context, store: Store, checkpoints: Sequence[Path]) -> list
 
 
 def write(context: Context, folder: Path, parts: Sequence[Part], flops: Mapping[str, int]) -> None:
-    """Write the files of the analysis and its page."""
+    """Write the files of the analysis and its page, all of them before any takes its place."""
     rows = [row for part in parts for row in part.rows]
     rows += transfer_rows(context, rows)
-    # The in-distribution set first: readers take it for that where the network's own accuracy is not known.
+    # The in-distribution set first: who reads the table without the summary takes it for that.
     own = context.own.name
     rows.sort(key=lambda r: (r.step, r.dataset != own, r.dataset, r.split, r.measure, r.variant, r.index))
     arrays = {key: array for part in parts for key, array in part.arrays.items()}
-    page = folder / REPORT_FILE
-    page.unlink(missing_ok=True)
-    write_analysis(
-        folder,
-        rows,
-        layer_infos(context.taps, flops),
-        maps_of(arrays),
-        {key: array for key, array in arrays.items() if "|" in key},
-        {key.removeprefix("tsne/"): array for key, array in arrays.items() if key.startswith("tsne/")},
-        summarise(context, rows, parts, flops.get("", 0)),
-    )
+    with fresh(folder) as beside:
+        write_analysis(
+            beside,
+            rows,
+            layer_infos(context.taps, flops),
+            maps_of(arrays),
+            {key: array for key, array in arrays.items() if "|" in key},
+            {key.removeprefix("tsne/"): array for key, array in arrays.items() if key.startswith("tsne/")},
+            summarise(context, rows, parts, flops.get("", 0)),
+        )
+        write_report([beside], beside / REPORT_FILE)
+        take_place(beside, folder)
+
+
+@contextmanager
+def fresh(folder: Path) -> Iterator[Path]:
+    """An empty folder to write an analysis to, in the same file system as the one it is for; it goes afterwards.
+
+    It has the name of that one, and the profile and manifest of its run beside it, which the page tells of.
+    """
+    home = folder / PARTS_FOLDER / FRESH_FOLDER
+    shutil.rmtree(home, ignore_errors=True)  # of a process that was killed
+    beside = home / (folder.name or "here")
     try:
-        write_report([folder], page)
-    except BaseException:
-        (folder / SUMMARY_FILE).unlink()  # which says that everything is there
-        raise
+        beside.mkdir(parents=True)
+        for name in (PROFILE_FILE, MANIFEST_FILE):
+            if (folder.parent / name).is_file():
+                with atomic(home / name, "wb") as file:
+                    file.write((folder.parent / name).read_bytes())
+        yield beside
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def take_place(beside: Path, folder: Path) -> None:
+    """Move the files of an analysis to their places; what a former one has and this one has not is removed.
+
+    The summary goes first and comes last, so that a folder with one is complete.
+    """
+    (folder / SUMMARY_FILE).unlink(missing_ok=True)
+    for name in (PROFILE_FILE, LAYERS_FILE, SIMILARITY_FILE, SPECTRUM_FILE, REPORT_FILE, SUMMARY_FILE):
+        if (beside / name).exists():
+            (beside / name).replace(folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)
 
 
 def maps_of(arrays: Mapping[str, NDArray[Any]]) -> dict[str, SimilarityMap]:

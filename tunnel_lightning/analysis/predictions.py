@@ -54,7 +54,10 @@ class Group(NamedTuple):
 def group_runs(
     run_ids: Sequence[str], configs: Sequence[Mapping[str, Any]], given: Sequence[str] | None = None
 ) -> list[Group]:
-    """Put runs whose configs differ in nothing but seed, name and folder into one group.
+    """Put runs whose configs differ in nothing but training seed, name, folder and what is watched into one group.
+
+    The training seed is ``seed_everything``. The seed of a set decides which images there are, so runs that differ
+    in it are of different kinds.
 
     Args:
         run_ids: ids of the runs, ``name/version_N``.
@@ -91,7 +94,7 @@ def group_runs(
 
 
 def _flat(config: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if path in _APART or path.rpartition(".")[2] == "seed":
+    if path in _APART:
         return
     if isinstance(config, Mapping):
         for key, value in config.items():
@@ -114,8 +117,11 @@ def _names(groups: list[list[int]], run_ids: Sequence[str], flat: list[dict[str,
 
 
 def _said(key: str, value: Any) -> str:
-    last = key.rpartition(".")[2]
-    return str(value).rpartition(".")[2] if last == "class_path" else f"{last}={value}"
+    parts = key.split(".")
+    if parts[-1] == "class_path":
+        return str(value).rpartition(".")[2]
+    # a seed of images is told from the training's, which differs within a group
+    return f"{parts[0]}.seed={value}" if parts[-1] == "seed" else f"{parts[-1]}={value}"
 
 
 class Pair(NamedTuple):
@@ -191,9 +197,9 @@ class Predictions:
             "title": "Groups of networks",
             "columns": ["group", "name", "networks", "accuracy %", "sd", "always right %", "never right %"],
             "rows": rows,
-            "note": "A group is the runs whose configs differ in seed, name and folder only, unless groups "
-            "were named. Always and never right: share of the images that all its networks, or none of them, "
-            "answer rightly.",
+            "note": "A group is the runs whose configs differ in training seed, name, folder and what is watched "
+            "only, unless groups were named. Always and never right: share of the images that all its networks, "
+            "or none of them, answer rightly.",
         }
 
     def _spread(self, pairs: Sequence[tuple[Group, Group]]) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,9 @@ def analyze(
 
     The network is called in evaluation mode and left as it was, weights and random states included.
 
+    Finished parts are taken up again where network, settings, sizes of the sets and their first images are the
+    same: delete ``parts/`` in the folder to measure anew after any other change of the images.
+
     Args:
         model: a network, or a LightningModule with one in it: images [B, ...] -> scores [B, C].
         train: training images the probes are fitted on: a DataLoader, or a data set of (image, label).
@@ -130,6 +134,8 @@ def analyze(
     try:
         with Context(subject, own, others, options, fabric, progress) as context:
             perform(context, folder)
+        if kept is not None and fabric is not None:
+            folder = own_copy(folder, kept.name, fabric)
     except BaseException:
         if kept is not None:
             kept.cleanup()
@@ -139,3 +145,11 @@ def analyze(
         _ = profile.run.layers  # for whoever keeps the run alone
         weakref.finalize(profile, kept.cleanup)
     return profile
+
+
+def own_copy(folder: Path, place: str, fabric: Fabric) -> Path:
+    """The first process's folder, and a copy of it for each other one: it goes when the first drops its profile."""
+    if not fabric.is_global_zero:
+        folder = shutil.copytree(folder, Path(place), dirs_exist_ok=True)
+    fabric.barrier("copied")
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +26,8 @@ class ImageSet:
     """A set of labelled images, read alike in every pass: unaugmented, in a fixed order, in fixed batches.
 
     The order is random, the same each time: a set that lies class after class would else give batches of one class,
-    and what is averaged over batches (minibatch CKA) would be similarity within a class.
+    and what is averaged over batches (minibatch CKA) would be similarity within a class. Only someone else's loader
+    with a ``fixed`` method of its own keeps its order and its batches, which :meth:`check` notes.
 
     Images that a set of someone else's draws at random on each reading are drawn again in each pass.
 
@@ -165,10 +165,11 @@ class ImageSet:
     def numbers(self, split: str, n: int | None = None) -> Tensor:
         """Places in the set, int64 ``[N]``, of the images that ``batches`` of the same arguments give."""
         fixed = self._fixed(split, n)
+        if isinstance(fixed, ImageLoader):
+            return fixed.numbers
         if isinstance(fixed, DataLoader):
             return torch.as_tensor(fixed.dataset.indices)  # type: ignore[attr-defined]
-        rows = getattr(fixed, "_subset", None)
-        return torch.arange(self.size(split, n)) if rows is None else rows
+        return torch.arange(self.size(split, n))
 
     def size(self, split: str, n: int | None = None) -> int:
         """Images that ``batches`` of the same arguments give."""
@@ -186,21 +187,22 @@ class ImageSet:
         """
         fixed = self._fixed(split, n)
         if isinstance(fixed, ImageLoader):
-            return fixed.labels if fixed._subset is None else fixed.labels[fixed._subset]
+            return fixed.labels[fixed.numbers]
         listed = _listed_labels(fixed.dataset) if isinstance(fixed, DataLoader) else None
         if listed is not None:
             return listed
         with untouched_rng():  # anyone's data set may draw while it is read
             return torch.cat([y for _, y in self.batches(split, n)] or [torch.zeros(0, dtype=torch.int64)])
 
-    def check(self, n: int | None = None) -> list[str]:
-        """Refuse a set that no probe can be fitted on, and say which classes have no training images.
+    def check(self, n: int | None = None, option: str = "--fit_images") -> list[str]:
+        """Refuse a set that no probe can be fitted on, and say what a reader must know of it.
 
         Args:
             n: training images that will be used; None for all.
+            option: what sets this number, for the sentences.
 
         Returns:
-            Notes for the reader: none, or one.
+            Notes: classes without training images, and images that can't be mixed.
 
         Raises:
             ValueError: fewer training images than classes, no test images, or labels that are no class indices.
@@ -208,39 +210,54 @@ class ImageSet:
         labels = self.labels("train", n)
         _check_labels(labels, self.num_classes, f"{self.name} (train)")
         counts = torch.bincount(labels, minlength=self.num_classes)
-        if counts.sum() < self.num_classes:
+        some = int(counts.sum())
+        of_more = (some < self.num_classes or not counts.all()) and some < self.size("train")
+        if some < self.num_classes:
+            cure = f"raise {option}" if of_more else "give more images, or fewer classes"
             raise ValueError(
-                f"{self.name}: {int(counts.sum())} training images are fewer than its {self.num_classes} "
-                "classes, so no probe can be fitted: give more images, or fewer classes"
+                f"{self.name}: {some} training images are fewer than its {self.num_classes} classes, so no probe "
+                f"can be fitted: {cure}"
             )
         if "test" in self.sources and not self.size("test"):
             raise ValueError(f"{self.name} has no test images, so nothing can be scored on it: give it some")
+        notes = []
         empty = [name for name, count in zip(self.class_names, counts.tolist(), strict=True) if not count]
-        if not empty:
-            return []
-        some = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
-        return [f"{self.name} has no training images of {len(empty)} of {self.num_classes} classes ({some})"]
+        if empty:
+            named = ", ".join(empty[:5]) + (f" and {len(empty) - 5} more" if len(empty) > 5 else "")
+            among = f" among the {some} of {option}" if of_more else ""
+            notes.append(
+                f"{self.name} has no training images of {len(empty)} of {self.num_classes} classes ({named}){among}"
+            )
+        if not isinstance(self._fixed("train", n), (ImageLoader, DataLoader)):
+            notes.append(
+                f"{self.name} gives its images in an order and in batches of its own: where they lie class after "
+                "class, the similarity of layers (CKA) is that within a class"
+            )
+        return notes
 
     def _fixed(self, split: str, n: int | None) -> Any:
+        """A loader of the images, mixed, in batches of this set's size; one of someone else's kind as it is."""
         loader = self.loader(split)
+        if isinstance(loader, ImageLoader):
+            ours = loader.fixed(n, order=mixed)
+            ours.batch_size = self.batch_size
+            return ours
         fixed: Any = fixed_batches(loader, n)
-        if isinstance(fixed, DataLoader):
-            chosen: Any = fixed.dataset
-            return DataLoader(
-                Subset(chosen.dataset, [chosen.indices[i] for i in mixed(len(chosen)).tolist()]),
-                self.batch_size,
-                collate_fn=fixed.collate_fn,
-                pin_memory=fixed.pin_memory,
-                num_workers=loader.num_workers,
-                worker_init_fn=loader.worker_init_fn,
-                # else a base seed is taken from the global random state
-                generator=torch.Generator(),
-            )
-        fixed = copy.copy(fixed)
-        fixed.batch_size = self.batch_size
-        if isinstance(fixed, ImageLoader) and fixed._subset is not None:
-            fixed._subset = fixed._subset[mixed(len(fixed._subset))]
-        return fixed
+        if not isinstance(fixed, DataLoader):
+            return fixed
+        chosen: Any = fixed.dataset
+        if not isinstance(chosen, Subset):  # a loader's own `fixed` may give anything
+            chosen = Subset(chosen, range(len(chosen)))
+        return DataLoader(
+            Subset(chosen.dataset, [chosen.indices[i] for i in mixed(len(chosen)).tolist()]),
+            self.batch_size,
+            collate_fn=fixed.collate_fn,
+            pin_memory=fixed.pin_memory,
+            num_workers=getattr(loader, "num_workers", 0),
+            worker_init_fn=getattr(loader, "worker_init_fn", None),
+            # else a base seed is taken from the global random state
+            generator=torch.Generator(),
+        )
 
 
 class Batches:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.limits import cka_bytes
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.measures import (
@@ -102,11 +103,19 @@ class Plan:
         return bool(self.collapse) or (self.ridge and not self.dual(dim))
 
     def nbytes(self, dim: int) -> int:
-        """Bytes that a layer of that width takes."""
+        """Bytes that a layer of that width takes while the images pass."""
         moments = Moments.nbytes(dim, self.images.num_classes)
-        # Held features, and the copy in double precision that a layer's probe is solved from.
-        held = 12 * dim * self.count if self.dual(dim) else 0
+        held = 4 * dim * self.count if self.dual(dim) else 0
         return max(moments * self.needs_moments(dim) + held, moments * bool(self.scored))
+
+    def working(self, dim: int) -> int:
+        """Bytes that solving for a layer's probe, or for its eigenvalues, takes beside, one layer at a time.
+
+        The matrix that is decomposed and its factor, in double precision; of held features also a copy.
+        """
+        if self.dual(dim):
+            return 8 * dim * self.count + 16 * self.count**2
+        return 16 * dim * dim * (self.needs_moments(dim) or bool(self.scored))
 
     def measures(self, group: Sequence[str], fitted: Fitted, variant: str = "ridge") -> list[Factory]:
         """What a pass over the test images measures of a group of layers."""
@@ -140,7 +149,8 @@ def own_set(context: Context) -> Part:
     )
     similarity = LayerSimilarity()
     change = L1Change(context.taps.layers)
-    for number, group in enumerate(context.groups(plan.nbytes)):
+    seen = cka_bytes(context) if options.wants("cka") else 0
+    for number, group in enumerate(context.groups(plan.nbytes, working=lambda dim: seen + plan.working(dim))):
         fitted = fit(context, plan, group)
         agreement = Agreement(fitted.means)
         observers: list[Observer] = [agreement] if fitted.means and context.subject.matches else []
@@ -166,7 +176,7 @@ def other_set(context: Context, images: ImageSet) -> Part:
     """An out-of-distribution set: ridge probes on the frozen layers, fitted on its training images."""
     part, options = Part(), context.options
     plan = Plan(images, images.size("train", options.fit_images))
-    for group in context.groups(plan.nbytes) if options.wants("ridge") else ():
+    for group in context.groups(plan.nbytes, working=plan.working) if options.wants("ridge") else ():
         factories = plan.measures(group, fit(context, plan, group))
         part.rows += measured(context, plan, context.run(images, "test", options.eval_images, factories))
     return part

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from tunnel_lightning.analysis.context import Context
+from tunnel_lightning.analysis.limits import every_output
 from tunnel_lightning.analysis.store import Part
 from tunnel_lightning.analysis.streamed import Plan, fit, map_arrays, measured
 from tunnel_lightning.measures import FirstComponents, LayerValue
 from tunnel_lightning.measures.functional.blocks import contiguous_blocks
-from tunnel_lightning.taps import TapSpec
+from tunnel_lightning.taps import NoAdditions, TapSpec
+from tunnel_lightning.taps.additions import is_compiled
 
 BLOCK_THRESHOLD = 0.9
 """Smallest CKA between any two layers of a block; Nguyen et al. (2021) give no number."""
@@ -21,14 +23,13 @@ def additions(context: Context) -> Part:
     part, images, options, spec = Part(), context.own, context.options, context.options.taps
     try:
         taps = context.tap(TapSpec("addition", spec.pool, spec.max_features, spec.seed))
-    except ValueError as error:
-        if "addition" not in str(error):
-            raise
-        context.note("the network has no residual additions, so there are no probes round them")
+    except NoAdditions:
+        hidden = "is compiled, which hides its" if is_compiled(context.model) else "has no"
+        context.note(f"the network {hidden} residual additions, so there are no probes round them")
         return part
     try:
         plan = Plan(images, images.size("train", options.fit_images))
-        for group in context.groups(plan.nbytes, taps):
+        for group in context.groups(plan.nbytes, taps, plan.working):
             factories = plan.measures(group, fit(context, plan, group, taps), variant="ridge@addition")
             what = f"{images.name} test, round additions"
             states = context.run(images, "test", options.eval_images, factories, taps=taps, what=what)
@@ -41,7 +42,7 @@ def additions(context: Context) -> Part:
 def blocks(context: Context) -> Part:
     """Similarity of every output of the network, unpooled, its block structure and first components."""
     part, images = Part(), context.own
-    taps = context.tap(TapSpec("all", "gram"))
+    taps = every_output(context)
     components = FirstComponents(grams=True)
     limit = context.options.block_images
     try:
@@ -82,8 +83,8 @@ def blocks(context: Context) -> Part:
             {
                 "start": found.cka.names[block.start],
                 "end": found.cka.names[block.end],
-                "start_index": block.start,
-                "end_index": block.end,
+                "start_index": names[found.cka.names[block.start]].index,
+                "end_index": names[found.cka.names[block.end]].index,
                 "size": block.size,
                 "min_cka": block.min_cka,
             }

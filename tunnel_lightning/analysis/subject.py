@@ -8,6 +8,7 @@ from pathlib import Path
 from pydoc import locate
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, get_loader
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
@@ -141,6 +142,7 @@ def reload(subject: Subject, path: str | Path) -> None:
     _load(subject, read_run_checkpoint(path), path)
 
 
+@untouched_rng()
 def load_network_subject(
     spec: str,
     data: LightningDataModule,
@@ -149,6 +151,8 @@ def load_network_subject(
     pretrained: bool = False,
 ) -> Subject:
     """A network of torchvision or timm, or anyone's, with the images it is shown.
+
+    Weights that are drawn at random are the same each time, so that an interrupted analysis goes on.
 
     Args:
         spec: ``torchvision:NAME``, ``timm:NAME``, or ``module:attribute`` for an ``nn.Module`` or a function
@@ -165,6 +169,7 @@ def load_network_subject(
         ImportError: the module or library is not there.
     """
     data.prepare_data()
+    torch.manual_seed(0)
     if spec.partition(":")[0] in LIBRARIES:
         subject = _of_library(spec, data, pretrained, weights is not None)
     elif pretrained:

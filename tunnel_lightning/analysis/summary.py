@@ -70,7 +70,7 @@ def summarise(context: Context, rows: Sequence[Row], parts: Sequence[Part], flop
     mean = sum(retained) / len(retained) if retained else math.nan
     return {
         "run_id": subject.run_id,
-        "dataset": context.own.name,
+        "dataset": own.name,
         "title": subject.title,
         "network": {
             "name": subject.title,
@@ -88,7 +88,7 @@ def summarise(context: Context, rows: Sequence[Row], parts: Sequence[Part], flop
             else None
         ),
         "class_names": own.class_names,
-        "tunnel": {rule: found._asdict() for rule, found in tunnels(at).items()},
+        "tunnel": {rule: found._asdict() for rule, found in tunnels(at, own.name).items()},
         "rank": _rank(rank) if rank.layer else None,
         "transfer": transfer,
         "mean_retained": mean,

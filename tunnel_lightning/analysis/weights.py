@@ -119,7 +119,7 @@ def load_weights(targets: Sequence[nn.Module], state: Mapping[str, Tensor], path
         path: where they are from, for errors.
 
     Raises:
-        ValueError: names are missing, or shapes differ.
+        ValueError: names are missing, shapes differ, or the network has no weights.
 
     Example:
         >>> model = nn.Linear(2, 3)
@@ -129,6 +129,10 @@ def load_weights(targets: Sequence[nn.Module], state: Mapping[str, Tensor], path
     """
     for target in targets:
         names = list(target.state_dict())
+        if not names:
+            raise ValueError(
+                f"{path} is not needed: {type(target).__name__} has no weights; leave the file out"
+            )
         for prefix in sorted(
             {key.removesuffix(names[0]) for key in state if key.endswith(names[0])}, key=len
         ):

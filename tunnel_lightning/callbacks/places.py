@@ -24,9 +24,14 @@ def sole_child(module: nn.Module) -> nn.Module:
 
 
 def flops_by_path(model: nn.Module, network: nn.Module, images: Tensor) -> dict[str, int]:
-    """FLOPs of one image by path in ``network``, a part of the ``model`` that is called."""
+    """FLOPs of one image by path in ``network``, a part of the ``model`` that is called.
+
+    Of a network that is none of the model's modules (one kept in a plain list), those of the whole model alone.
+    """
     found = costs(model, images)
-    path = next(path for path, module in model.named_modules() if module is network)
+    path = next((path for path, module in model.named_modules() if module is network), None)
+    if path is None:
+        return {"": found.get("", 0)}
     prefix = f"{path}." if path else ""
     return {name.removeprefix(prefix): flops for name, flops in found.items() if name.startswith(prefix)}
 

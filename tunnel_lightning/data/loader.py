@@ -7,7 +7,7 @@ they are and can go on from there.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -90,6 +90,11 @@ class ImageLoader:
 
     def _batch(self, rows: Tensor) -> Iterator[Tensor]:
         raise NotImplementedError
+
+    @property
+    def numbers(self) -> Tensor:
+        """Places in the set, int64 ``[n]``, of the images of an epoch, in the order they are read in unshuffled."""
+        return torch.arange(len(self.labels)) if self._subset is None else self._subset
 
     @property
     def num_images(self) -> int:
@@ -178,7 +183,7 @@ class ImageLoader:
 
     def _plan(self, epoch: int, first: int, last: int) -> Plan:
         """What this process reads in an epoch, from its ``first`` image up to before its ``last``."""
-        rows = torch.arange(len(self.labels)) if self._subset is None else self._subset
+        rows = self.numbers
         if not self.shuffle:
             return Plan(rows[self.rank :: self.world_size][first:last].to(self.device), None, None)
         generator = torch.Generator()
@@ -199,8 +204,14 @@ class ImageLoader:
         std = torch.tensor(self.std, dtype=torch.float64)[:, None, None]
         return (1 / (255 * std)).float().to(self.device), (-mean / std).float().to(self.device)
 
-    def fixed(self, n: int | None = None, rank: int = 0, world_size: int = 1) -> ImageLoader:
-        """The same images for every measurement: ``n`` evenly spaced ones, in order, not augmented.
+    def fixed(
+        self,
+        n: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        order: Callable[[int], Tensor] | None = None,
+    ) -> ImageLoader:
+        """The same images for every measurement: ``n`` evenly spaced ones, not augmented.
 
         Draws nothing at random and leaves the position of this loader as it is.
 
@@ -208,6 +219,7 @@ class ImageLoader:
             n: How many, over all processes; None or more than there are: all.
             rank: This process.
             world_size: Number of processes; each image is read by exactly one.
+            order: From the number of images to their order, int64 of that length; None as they lie in the set.
 
         Returns:
             A loader of its own over the same memory.
@@ -222,9 +234,10 @@ class ImageLoader:
         other = copy.copy(self)
         other.shuffle, other.pad, other.flip = False, 0, False
         other.rank, other.world_size = rank, world_size
-        rows = torch.arange(len(self.labels)) if self._subset is None else self._subset
+        rows = self.numbers
         count = min(n or len(rows), len(rows))
-        other._subset = rows[torch.arange(count) * len(rows) // max(count, 1)]
+        chosen = rows[torch.arange(count) * len(rows) // max(count, 1)]
+        other._subset = chosen if order is None else chosen[order(count)]
         other._begin(0)
         return other
 

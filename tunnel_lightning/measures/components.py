@@ -169,8 +169,10 @@ class FirstComponents:
         drop = max(1, round(self.share * size))
         if size - drop < 4:
             return
-        grams = self._stacker(features, _center_)
+        grams = self._stacker(features)
         stack = grams.stack
+        for gram in stack:  # one by one, while the processor's cache holds it
+            _center_(gram)
         trace = stack.diagonal(dim1=1, dim2=2).sum(1)
         # A comparison with NaN is false; a layer that only holds rounding has no component.
         usable = torch.linalg.matrix_norm(stack) * grams.scale > grams.noise

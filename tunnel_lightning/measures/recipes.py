@@ -42,6 +42,18 @@ class Recipe:
     label_smoothing: float = 0.0
     init_std: float | None = None
 
+    def nbytes(self, dim: int, num_classes: int) -> int:
+        """Bytes at most that one layer ``[N, D]`` takes in :func:`train_heads`, whatever N, its features left out.
+
+        The weights, their gradient, what the optimizer keeps and the head in double precision; and of one batch the
+        rows, twice, and arrays of the scores.
+
+        Example:
+            >>> RECIPES["harun"].nbytes(2048, 10)
+            2865152
+        """
+        return 36 * dim * num_classes + self.batch * (8 * dim + 24 * num_classes)
+
 
 RECIPES = {
     "masarczyk": Recipe("adam", lr=1e-3, batch=512, epochs=30, fit_share=0.8, norm_penalty=1e-3),

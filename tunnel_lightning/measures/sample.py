@@ -162,13 +162,35 @@ def _broadcast(batch: Tensor, rank: int, group: dist.ProcessGroup | None) -> Ten
     return sent.to(batch.device)
 
 
-def groups(dims: Mapping[str, int], bytes_per_layer: Callable[[int], int], limit: int) -> list[list[str]]:
+def gib(size: int) -> str:
+    """Bytes in words; small ones are not rounded to nothing.
+
+    Example:
+        >>> gib(3 * 2**29), gib(2**20)
+        ('1.50 GiB', '0.00098 GiB')
+    """
+    return f"{size / GIB:.2f} GiB" if size > GIB / 10 else f"{size / GIB:.2g} GiB"
+
+
+CURE = "raise the memory limit, or lower it with taps.pool=avg or a smaller taps.max_features"
+
+
+def groups(
+    dims: Mapping[str, int],
+    bytes_per_layer: Callable[[int], int],
+    limit: int,
+    working: Callable[[int], int] | None = None,
+    cure: str = CURE,
+) -> list[list[str]]:
     """Pack layers, in their order, into groups that fit into memory: one pass over the data for each.
 
     Args:
         dims: width of every layer.
-        bytes_per_layer: ``D -> bytes``, such as ``lambda dim: Moments.nbytes(dim, 10)``.
+        bytes_per_layer: ``D -> bytes``, such as ``lambda dim: Moments.nbytes(dim, 10)``, held for all layers of a
+            group at once.
         limit: bytes a group may take.
+        working: ``D -> bytes`` taken beside for one layer at a time, as while a probe is fitted; by default none.
+        cure: what to do where a layer does not fit, for the error.
 
     Returns:
         Names, group by group.
@@ -179,20 +201,20 @@ def groups(dims: Mapping[str, int], bytes_per_layer: Callable[[int], int], limit
     Example:
         >>> groups({"a": 2, "b": 3, "c": 4}, lambda dim: 4 * dim, limit=20)
         [['a', 'b'], ['c']]
+        >>> groups({"a": 2, "b": 3, "c": 4}, lambda dim: 4 * dim, limit=24, working=lambda dim: 2 * dim)
+        [['a'], ['b'], ['c']]
     """
     packed: list[list[str]] = []
-    free = 0
+    held = most = 0
     for name, dim in dims.items():
-        size = bytes_per_layer(dim)
-        if size > limit:
+        size, beside = bytes_per_layer(dim), working(dim) if working else 0
+        if size + beside > limit:
             raise ValueError(
-                f"layer {name!r} with {dim} features needs {size / GIB:.2f} GiB and the limit is "
-                f"{limit / GIB:.2f} GiB: raise the memory limit, or lower it with taps.pool=avg or a smaller "
-                "taps.max_features"
+                f"layer {name!r} with {dim} features needs {gib(size + beside)} and the limit is {gib(limit)}: {cure}"
             )
-        if size > free or not packed:
+        if not packed or held + size + max(most, beside) > limit:
             packed.append([])
-            free = limit
+            held = most = 0
         packed[-1].append(name)
-        free -= size
+        held, most = held + size, max(most, beside)
     return packed

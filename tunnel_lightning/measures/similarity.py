@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -10,10 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tunnel_lightning.measures.functional.similarity import GRAM_NOISE, rounding, u_center_
-from tunnel_lightning.measures.moments import full_precision
+from tunnel_lightning.taps.pooling import products
+from tunnel_lightning.taps.precision import full_precision
 
-# Rows of a strip of a Gram matrix: fewer are a slower product.
-STRIP = 64
+# Products of two entries added up in the Grams' own precision, before float64.
+SUMMED = 2048
+TINY = torch.finfo(torch.float32).tiny
 
 
 class SimilarityMap(NamedTuple):
@@ -134,7 +136,7 @@ class Grams(NamedTuple):
 
     Attributes:
         names: layers.
-        stack: their Gram matrices over ``scale``, ``[L, B, B]`` float64.
+        stack: their Gram matrices over ``scale``, ``[L, B, B]`` float32 or float64.
         scale: factor taken out of each ``[L]`` float64.
         noise: largest Frobenius norm that rounding alone gives a Gram, ``scale`` included, ``[L]`` float64.
     """
@@ -147,8 +149,11 @@ class Grams(NamedTuple):
     def hsic(self, stack: Tensor) -> Tensor:
         """HSIC_1 of every two layers, ``[L, L]``, from a stack of U-centred Grams on the scale of this one."""
         n = stack.shape[-1]
-        rows = stack.flatten(1)
-        return (rows @ rows.T) * (self.scale * self.scale[:, None] / (n * (n - 3)))
+        found = torch.zeros_like(self.scale * self.scale[:, None])
+        with full_precision(stack.device):
+            for part in stack.flatten(1).split(SUMMED, 1):
+                found += products(part)
+        return found * (self.scale * self.scale[:, None] / (n * (n - 3)))
 
     def floor(self, images: int) -> Tensor:
         """The largest self-HSIC that rounding alone gives a layer, ``[L]``, of Grams of so many images."""
@@ -158,65 +163,66 @@ class Grams(NamedTuple):
 class Stacker:
     """Makes the Gram matrices of the layers of a batch, in a buffer that is kept.
 
-    Features are centred over the batch and scaled by their largest value, so that no product leaves the range of
-    float32; their Gram is a float32 product, then float64.
+    Features are centred over the batch and scaled by their largest value, Grams by their largest entry, so that no
+    product leaves the range of float32.
 
     Args:
         grams: the layers come as Gram matrices ``[B, B]`` instead of features ``[B, D]``.
+        double: keep the Grams in float64 even where the features are float32; otherwise they are as the features.
     """
 
-    def __init__(self, grams: bool) -> None:
+    def __init__(self, grams: bool, double: bool = True) -> None:
         self.grams = grams
+        self.double = double
         self._buffer: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, features: Mapping[str, Tensor], each: Callable[[Tensor], Any]) -> Grams:
-        """The Grams of one batch, valid until the next.
-
-        Args:
-            features: layers of the batch, by name, of the shapes :func:`check_shapes` asks for.
-            each: done to each Gram in place as it is made, while the processor's cache holds it.
-        """
+    def __call__(self, features: Mapping[str, Tensor]) -> Grams:
+        """The Grams of one batch, valid until the next; layers as :func:`check_shapes` asks for them."""
         # The raw pixels are measured after the network ran.
         names = sorted(features, key=lambda name: name != "input")
-        first = features[names[0]]
-        size = len(first)
+        layers = [features[name].detach() for name in names]
         # Apple's GPUs have no float64.
-        device = torch.device("cpu") if first.device.type == "mps" else first.device
-        stack, shape = self._buffer, (len(names), size, size)
-        if stack is None or stack.shape != shape or stack.device != device:
-            self._buffer = stack = torch.empty(shape, dtype=torch.float64, device=device)
-        scales, traces, noises = [], [], []
-        with full_precision(first.device):
-            for name, into in zip(names, stack, strict=True):
-                x = features[name].detach()
-                if self.grams:
-                    into.copy_(x)
-                else:
-                    rows = x if x.dtype == torch.float64 else x.float()
-                    mean = rows.mean(0)
-                    rows = rows - mean
-                    low, high = rows.aminmax()
-                    # A layer may be constant in one batch.
-                    scale = torch.maximum(-low, high).clamp(min=torch.finfo(rows.dtype).tiny)
-                    rows /= scale
-                    _gram(rows, into)
-                    scales.append(scale.to(device).double().square())
-                    noises.append(size * rounding(x.dtype, mean.to(device).double()))
-                traces.append(into.trace())
-                each(into)
-        trace = torch.stack(traces)
-        scale = torch.stack(scales) if scales else torch.ones_like(trace)
-        noise = GRAM_NOISE * trace * scale + (torch.stack(noises) if noises else 0)
-        return Grams(names, stack, scale, noise)
+        device = torch.device("cpu") if layers[0].device.type == "mps" else layers[0].device
+        doubles = self.double or any(x.dtype == torch.float64 for x in layers)
+        stack = self._stack(len(names), len(layers[0]), torch.float64 if doubles else torch.float32, device)
+        if self.grams:
+            torch.stack([x.to(stack) for x in layers], out=stack)
+            # No entry is larger; a layer may be constant in one batch.
+            scale = stack.diagonal(dim1=1, dim2=2).amax(1).clamp(min=TINY)
+            stack /= scale[:, None, None]
+            scale = scale.double()
+            rounded = torch.zeros_like(scale)
+        else:
+            each = [_centred_gram(x, into) for x, into in zip(layers, stack, strict=True)]
+            largest, variance = (
+                torch.stack(column).to(device).double() for column in zip(*each, strict=True)
+            )
+            scale, rounded = largest.square(), len(layers[0]) * variance
+        trace = stack.diagonal(dim1=1, dim2=2).sum(1).double()
+        return Grams(names, stack, scale, GRAM_NOISE * trace * scale + rounded)
+
+    def _stack(self, layers: int, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        kept, shape = self._buffer, (layers, size, size)
+        if kept is None or kept.shape != shape or kept.dtype != dtype or kept.device != device:
+            self._buffer = kept = torch.empty(shape, dtype=dtype, device=device)
+        return kept
 
 
-def _gram(rows: Tensor, into: Tensor) -> None:
-    """``rows rows'`` into a float64 matrix, from the strips on and above its diagonal: a third less work."""
-    for i in range(0, len(rows), STRIP):
-        strip = rows[i : i + STRIP] @ rows[i:].T
-        into[i : i + STRIP, i:] = strip
-        into[i + STRIP :, i : i + STRIP] = strip[:, STRIP:].T
+def _centred_gram(x: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
+    """Fill in the Gram of centred and scaled features.
+
+    Returns:
+        What the features were divided by, and the variance that rounding to their own type gave them.
+    """
+    wide = x if x.dtype == torch.float64 else x.float()
+    with full_precision(x.device):
+        mean = wide.mean(0)
+        rows = wide - mean
+        low, high = rows.aminmax()
+        largest = torch.maximum(-low, high).clamp(min=TINY)
+        into.copy_(products(rows.div_(largest)))
+    return largest, rounding(x.dtype, mean.to(into.device).double())
 
 
 def check_shapes(features: Mapping[str, Tensor], grams: bool) -> int:
@@ -286,9 +292,10 @@ class LayerSimilarity:
     released code adds up HSIC_1 times B (B - 3), so that a short last batch weighs less: a difference below .001.
     Batches of fewer than four images, for which HSIC_1 is not defined, are skipped.
 
-    Each Gram is centred before the product (float32), U-centred in float64 and all are multiplied in one float64
-    product a batch. The state is five L x L sums, whatever the number of images. Layers of several networks come in
-    one mapping under different names; ``compute().between(...)`` is the part between two of them.
+    Features are centred before the product, so that in float32 nothing cancels, neither there nor in U-centring; sums
+    over a Gram's entries (float32 for 2,048 of them at a time) and over batches are float64, which leaves errors of
+    about 1e-7. The state is five L x L sums, whatever the number of images. Layers of several networks come in one
+    mapping under different names; ``compute().between(...)`` is the part between two of them.
 
     A layer is NaN where a forward skipped it, where its features are NaN or infinite, and where its similarity with
     itself is no more than rounding.
@@ -307,18 +314,18 @@ class LayerSimilarity:
     """
 
     def __init__(self, grams: bool = False) -> None:
-        self._stacker = Stacker(grams)
+        self._stacker = Stacker(grams, double=False)
         self._sums = HsicSums()
 
     @staticmethod
     def nbytes(layers: int, batch: int) -> int:
-        """Bytes held for so many layers and images a batch, whatever the number of batches.
+        """Bytes held for so many layers, of float32, and images a batch, whatever the number of batches.
 
         Example:
             >>> LayerSimilarity.nbytes(17, 256)
-            8922280
+            4465832
         """
-        return 8 * (layers * batch * batch + 4 * layers * layers + layers)
+        return 4 * layers * batch * batch + 8 * (4 * layers * layers + layers)
 
     def update(
         self, features: Mapping[str, Tensor], target: Tensor | None = None, output: Tensor | None = None
@@ -336,8 +343,8 @@ class LayerSimilarity:
         size = check_shapes(features, self._stacker.grams)
         if size < 4:
             return
-        grams = self._stacker(features, u_center_)
-        self._sums.add_hsic(grams.names, grams.hsic(grams.stack), grams.floor(size))
+        grams = self._stacker(features)
+        self._sums.add_hsic(grams.names, grams.hsic(u_center_(grams.stack)), grams.floor(size))
 
     def merge(self, other: LayerSimilarity) -> None:
         """Add the batches of ``other``."""

@@ -10,7 +10,15 @@ from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_
 from tunnel_lightning.report.page import html
 from tunnel_lightning.report.sections import page_of_run, read_source
 from tunnel_lightning.report.static import FORMATS, write_figures
-from tunnel_lightning.runs import RunError, analysis_folder, curve, is_comparison, load_comparison
+from tunnel_lightning.runs import (
+    RunError,
+    analysis_folder,
+    curve,
+    is_comparison,
+    load_comparison,
+    load_run,
+)
+from tunnel_lightning.runs.comparison import profiles_of
 from tunnel_lightning.runs.files import atomic
 
 REPORT_FILE = "report.html"
@@ -20,7 +28,7 @@ def write_report(
     folders: str | Path | Sequence[str | Path],
     out: str | Path | None = None,
     figures: str | Path | None = None,
-    formats: Sequence[str] = FORMATS,
+    formats: str | Sequence[str] = FORMATS,
 ) -> Path:
     """Write the page of a run, of several runs, or of a comparison, from their files alone.
 
@@ -30,7 +38,7 @@ def write_report(
         out: the file to write; by default ``report.html`` in the folder of the analysis, of the run without one,
             or of the comparison, and of several runs in the current folder.
         figures: a folder for the figures as files of their own; by default none are written.
-        formats: which of ``png``, ``svg``, ``pdf`` they are written as.
+        formats: which of ``png``, ``svg``, ``pdf`` they are written as, a list or with commas between.
 
     Returns:
         The path of the page.
@@ -73,16 +81,17 @@ def _page(places: list[Path]) -> tuple[Page, Path]:
         if is_comparison(place):
             return page_of_comparison(load_comparison(place)), place
         return page_of_run(read_source(place)), analysis_folder(place) or place
-    sources = [read_source(place) for place in places]
-    if len(ids := {source.run_id for source in sources}) < len(sources):
-        raise RunError(f"The {len(sources)} folders are of {len(ids)} runs: give each run once.")
-    # runs of one name are one network with several seeds, unless their layers say otherwise
-    kind = {s.run_id: (s.run_id.partition("/")[0], tuple(curve(s.rows).layer)) for s in sources}
+    profiles, notes = profiles_of(places)
+    for place, profile in zip(places, profiles, strict=True):
+        if not profile.rows:
+            load_run(place)  # says what it lacks
+    if len(ids := {profile.run_id for profile in profiles}) < len(places):
+        raise RunError(f"The {len(places)} folders are of {len(ids)} runs: give each run once.")
+    # runs of one name are one network with several seeds, unless their layers or their set say otherwise
+    kind = {p.run_id: (p.run_id.partition("/")[0], (p.dataset, *curve(p.rows).layer)) for p in profiles}
     mixed = [
-        name
-        for name, layers in kind.values()
-        if any(n == name and other != layers for n, other in kind.values())
+        name for name, what in kind.values() if any(n == name and other != what for n, other in kind.values())
     ]
     groups = {run_id: run_id if name in mixed else name for run_id, (name, _) in kind.items()}
-    members = [Member(s.run_id, s.rows, groups[s.run_id]) for s in sources]
-    return page_of_runs(members), Path()
+    members = [Member(p.run_id, p.rows, groups[p.run_id], p.source) for p in profiles]
+    return page_of_runs(members, notes), Path()

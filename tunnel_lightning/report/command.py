@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from tunnel_lightning.report.build import write_report
-from tunnel_lightning.report.static import FORMATS
+from tunnel_lightning.report.static import FORMATS, parse_formats
 
 
 def report(argv: Sequence[str]) -> None:
@@ -32,10 +32,13 @@ def report(argv: Sequence[str]) -> None:
         "--figures", metavar="DIR", help="write each figure to a file of its own in this folder"
     )
     parser.add_argument(
-        "--formats", default=",".join(FORMATS), metavar="LIST", help="of the figures, default: %(default)s"
+        "--formats",
+        default=",".join(FORMATS),
+        metavar="LIST",
+        help="of the figures, with commas between; default: %(default)s",
     )
     given = parser.parse_args(argv)
-    path = write_report(given.folders, given.out, given.figures, [f for f in given.formats.split(",") if f])
+    path = write_report(given.folders, given.out, given.figures, parse_formats(given.formats))
     print(f"report   {path}")
     if given.figures:
         print(f"figures  {given.figures}")

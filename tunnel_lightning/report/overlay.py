@@ -35,22 +35,26 @@ from tunnel_lightning.runs import (
     network_accuracy,
     tunnels,
 )
+from tunnel_lightning.runs.comparison import ANALYSED, TRAINED
 
 
 class Member(NamedTuple):
-    """One of several runs: its id, its rows, and the group of runs of its kind."""
+    """One of several runs: its id, its rows, the group of runs of its kind, and where the rows are from."""
 
     run_id: str
     rows: list[Row]
     group: str
+    source: str = ""
 
 
-def page_of_runs(members: Sequence[Member]) -> Page:
+def page_of_runs(members: Sequence[Member], notes: Sequence[str] = ()) -> Page:
     """Say what the page of several runs shows: their profiles over one another."""
     rows = [row for member in members for row in member.rows]
     table = tables.all_layers(rows, [], several_runs=True)
     sections = [*_overlay(members), Section("layers", "All layers", table)]
-    return Page(", ".join(_groups(members)), _headline(members), _said(members), [], sections)
+    if len(_groups(members)) < len(members):
+        notes = [*notes, "runs of one name, set and layers count as seeds of one kind"]
+    return Page(", ".join(_groups(members)), _headline(members), _said(members), [], sections, notes)
 
 
 def page_of_comparison(found: Comparison) -> Page:
@@ -58,10 +62,16 @@ def page_of_comparison(found: Comparison) -> Page:
     summary = found.summary
     titles = {g["key"]: str(g.get("name") or g["key"]) for g in summary.get("groups") or []}
     of = {each["run_id"]: titles.get(each.get("group"), "") for each in summary.get("runs") or []}
-    members = [Member(run.id, run.rows, of.get(run.id) or run.id.partition("/")[0]) for run in found.runs]
+    source = {each["run_id"]: each.get("profile") or "" for each in summary.get("runs") or []}
+    members = [
+        Member(run.id, run.rows, of.get(run.id) or run.id.partition("/")[0], source.get(run.id, ""))
+        for run in found.runs
+    ]
     maps = [_cross(name, each, titles, _blocks(summary)) for name, each in found.similarity.items()]
     listed = [_table(k, each) for k, each in enumerate(summary.get("tables") or [])]
-    answers: list[Item] = [*scatters(found.per_image, titles), *listed]
+    sizes = {g["key"]: len(g.get("run_ids") or []) for g in summary.get("groups") or []}
+    several = {key: values for key, values in found.per_image.items() if sizes.get(key, 0) > 1}
+    answers: list[Item] = [*scatters(several, titles), *listed]
     sections = [
         Section("similarity", "Similarity of layers across networks", maps),
         *_overlay(members),
@@ -117,13 +127,16 @@ def _figures(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[Numb
         value = (each.get("accuracy") or {}).get("value")
         if value is not None:
             found.setdefault(titles.get(each.get("group"), each["run_id"]), []).append(value)
+    images = (
+        f" on {number(summary['images'])} {summary.get('split', '')} images" if summary.get("images") else ""
+    )
     return [
         Number(
             percent(float(np.mean(values))),
             name,
-            "accuracy of the network"
+            f"accuracy of the network{images}"
             if len(values) == 1
-            else f"mean accuracy of {len(values)} networks, {percent(min(values))} to {percent(max(values))}",
+            else f"mean accuracy of {len(values)} networks{images}, {percent(min(values))} to {percent(max(values))}",
         )
         for name, values in found.items()
     ]
@@ -136,7 +149,7 @@ def _overlay(members: Sequence[Member]) -> list[Section]:
         ("ood", "Transfer, mean over the other sets", "accuracy (%)", _transfer),
         ("rank", "Numerical rank", "rank (rtol 1e-3)", lambda rows: curve(rows, *RANK)),
     ]
-    items: list[Item] = []
+    charts: list[Chart] = []
     for key, title, label, pick in picks:
         found = [
             (member, c.layers_only())
@@ -144,27 +157,41 @@ def _overlay(members: Sequence[Member]) -> list[Section]:
             if (c := pick(member.rows)) and c.layers_only().layer
         ]
         for relative in (False, True):
-            lines = _lines(found, relative)
-            if lines:
-                x = "relative depth" if relative else "layer"
-                name = f"{title}, by {'relative depth' if relative else 'layer'}"
-                items.append(
-                    Chart(
-                        f"overlay_{key}_{'depth' if relative else 'layer'}",
-                        name,
-                        lines,
-                        x=x,
-                        y=label,
-                        relative=relative,
-                    )
-                )
-    several = any(len(each) > 1 for each in _groups(members).values())
-    text = (
-        "Lines are means over the networks of a kind, bands one standard deviation to either side."
-        if several
-        else ""
-    )
-    return [Section("profiles", "Profiles over one another", [*items, *_starts(members)], text)]
+            x = "relative depth" if relative else "layer"
+            short = f"overlay_{key}_{'depth' if relative else 'layer'}"
+            lines = _lines(found, relative, len(_sources(members)) > 1)
+            charts.append(Chart(short, f"{title}, by {x}", lines, x=x, y=label, relative=relative))
+    charts = [chart for chart in charts if chart.lines]
+    text = _from(members)
+    if any(line.low is not None for chart in charts for line in chart.lines):
+        text += " Lines are means over the networks of a kind, bands one standard deviation to either side."
+    return [Section("profiles", "Profiles over one another", [*charts, *_starts(members)], text.strip())]
+
+
+def _sources(members: Sequence[Member]) -> list[str]:
+    return list(dict.fromkeys(member.source for member in members if member.rows))
+
+
+def _from(members: Sequence[Member]) -> str:
+    """Say where the profiles are from."""
+    match _sources(members):
+        case [one]:
+            return {
+                ANALYSED: "Of the runs' analyses, on test images.",
+                TRAINED: "The last profiles taken in training, on validation images.",
+            }.get(one, "")
+        case [_, _, *_]:
+            return (
+                "Profiles of analyses (test images) beside profiles taken in training (validation images), which "
+                "are not of one kind: each line is one network."
+            )
+    return ""
+
+
+def _images(split: str, source: str) -> str:
+    """Name the images of a profile and where it is from."""
+    name = {"val": "validation", "train": "training"}.get(split, split)
+    return f"{name} images" + {ANALYSED: ", analysed", TRAINED: ", in training"}.get(source, "")
 
 
 def _transfer(rows: Sequence[Row]) -> Curve | None:
@@ -177,40 +204,47 @@ def _transfer(rows: Sequence[Row]) -> Curve | None:
     return Curve(
         **{
             **vars(kept),
+            "dataset": ", ".join(rule.datasets),
             "value": np.array([mean[i] for i in kept.index.tolist()]),
             "se": np.full(len(mean), np.nan),
         }
     )
 
 
-def _lines(found: Sequence[tuple[Member, Curve]], relative: bool) -> list[Line]:
+def _lines(found: Sequence[tuple[Member, Curve]], relative: bool, apart: bool) -> list[Line]:
+    """A line for each network; unless they stay apart, alike values of one group are one line with its spread."""
     lines = []
     groups: dict[str, list[tuple[Member, Curve]]] = {}
     for member, c in found:
         groups.setdefault(member.group, []).append((member, c))
     for k, (name, each) in enumerate(groups.items()):
-        look = {"color": COLORS[k % len(COLORS)], "dash": DASHES[k % len(DASHES)], "marker": "circle"}
+        look: dict[str, Any] = {"color": COLORS[k % len(COLORS)], "marker": "circle"}
         scale = 100 if share(each[0][1].measure) else 1
-        same = all(c.layer == each[0][1].layer for _, c in each)
-        if len(each) > 1 and same:
+        x = _depth(each[0][1], relative)
+        same = len({(*c.layer, c.variant, c.dataset, c.split) for _, c in each}) == 1
+        if len(each) > 1 and same and not apart:
             values = scale * np.stack([c.value for _, c in each])
             mean, spread = values.mean(0), values.std(0, ddof=1)
-            band = {"low": mean - spread, "high": mean + spread}
-            c = each[0][1]
-            said = [
-                f"<b>layer {i}: {escape(layer)}</b><br>{escape(name)}: {number(float(m))} ± {number(float(s))}"
-                for i, layer, m, s in zip(c.index, c.layer, mean, spread, strict=True)
-            ]
-            lines.append(Line(name, _depth(c, relative), mean, said, **look, **band))  # type: ignore[arg-type]
+            texts = [f"{number(float(m))} ± {number(float(s))}" for m, s in zip(mean, spread, strict=True)]
+            band = {"low": mean - spread, "high": mean + spread, "dash": DASHES[k % len(DASHES)]}
+            lines.append(Line(name, x, mean, _hover(name, *each[0], texts), **look, **band))
             continue
-        for member, c in each:
+        for j, (member, c) in enumerate(each):
             label = name if len(each) == 1 else member.run_id
-            said = [
-                f"<b>layer {i}: {escape(layer)}</b><br>{escape(label)}: {number(scale * float(v))}"
-                for i, layer, v in zip(c.index, c.layer, c.value, strict=True)
-            ]
-            lines.append(Line(label, _depth(c, relative), scale * c.value, said, **look))  # type: ignore[arg-type]
+            texts = [number(scale * float(v)) for v in c.value]
+            # networks of one group share its colour
+            look["dash"] = DASHES[(k if len(each) == 1 else j) % len(DASHES)]
+            said = _hover(label, member, c, texts)
+            lines.append(Line(label, _depth(c, relative), scale * c.value, said, **look))
     return lines
+
+
+def _hover(label: str, member: Member, c: Curve, texts: Sequence[str]) -> list[str]:
+    about = f"{c.dataset} {_images(c.split, member.source)}"
+    return [
+        f"<b>layer {i}: {escape(layer)}</b><br>{escape(label)}: {text}<br>{escape(about)}"
+        for i, layer, text in zip(c.index, c.layer, texts, strict=True)
+    ]
 
 
 def _depth(c: Curve, relative: bool) -> NDArray[Any]:
@@ -227,7 +261,8 @@ def _starts(members: Sequence[Member]) -> list[Table]:
         value = network_accuracy(member.rows, id_dataset(member.rows), probe.split, probe.step)
         lines.append(
             [
-                member.run_id, member.group, 100 * value, int(probe.index[-1]) if probe.layer else None,
+                member.run_id, member.group, _images(probe.split, member.source) if probe.layer else None,
+                probe.step if probe.layer else None, 100 * value, int(probe.index[-1]) if probe.layer else None,
                 *(rule.start or ("none" if rule.extractor_length is not None else None) for rule in found.values()),
                 kept, float(rank.value[-1]) if rank.layer else None,
             ]
@@ -235,7 +270,9 @@ def _starts(members: Sequence[Member]) -> list[Table]:
     heads = [
         "run",
         "kind",
-        "accuracy %",
+        "profile on",
+        "step",
+        "accuracy there %",
         "layers",
         "95 % rule",
         "98 % rule",
@@ -243,7 +280,10 @@ def _starts(members: Sequence[Member]) -> list[Table]:
         "transfer kept %",
         "last rank",
     ]
-    note = "Rules: the layer where the tunnel starts. Kept: transfer of the last layer over that of the best."
+    note = (
+        "Accuracy there: of the network, on the images of its profile, which the rules go by. Rules: the layer where "
+        "the tunnel starts. Kept: transfer of the last layer over that of the best."
+    )
     return [Table("runs", "Where the tunnels start", heads, lines, note)] if lines else []
 
 
@@ -268,7 +308,10 @@ def _cross(
 
 
 def scatters(per_image: Mapping[str, NDArray[np.float64]], titles: Mapping[str, str]) -> list[Points]:
-    """Of each pair of groups, how often they are right about each image; equal places are one larger point."""
+    """Of each pair of groups, how often they are right about each image; equal places are one larger point.
+
+    For groups of two networks or more: a single one is right or wrong, which the tables say shorter.
+    """
     keys = list(per_image)
     points = []
     for i, a in enumerate(keys):

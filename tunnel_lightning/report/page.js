@@ -2,6 +2,7 @@
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const touch = matchMedia("(pointer: coarse), (max-width: 640px)").matches;
+  const narrow = matchMedia("(max-width: 640px)").matches;
   const config = {
     responsive: true,
     displaylogo: false,
@@ -27,6 +28,23 @@
     x: [...trace.x, ...[...trace.x].reverse()], y: [...trace.band.high, ...[...trace.band.low].reverse()],
   });
 
+  // A phone has room for twelve numbers under a chart, and for a map's colours above it; many names need height.
+  const fit = (div, traces, { xaxis, showlegend }) => {
+    const names = traces.filter((trace) => trace.name && trace.showlegend !== false).length;
+    if (showlegend && names > 3 && !div.closest(".wide")) div.style.height = `${320 + 24 * (names - 3)}px`;
+    const { tickvals, ticktext } = xaxis, every = Math.ceil((tickvals?.length ?? 0) / 12);
+    if (every > 1 && ticktext.slice(1).every((text, k) => text === String(tickvals[k + 1]))) {
+      const stays = (_, k) => tickvals[k] % (every * (tickvals[2] - tickvals[1])) === 0;
+      Object.assign(xaxis, { tickvals: tickvals.filter(stays), ticktext: ticktext.filter(stays) });
+    }
+    for (const { type, colorbar } of traces) {
+      if (type === "heatmap") {
+        const above = { orientation: "h", y: 1.01, yanchor: "bottom", ypad: 2, x: 0.5, xanchor: "center", len: 0.8 };
+        Object.assign(colorbar, above);
+      }
+    }
+  };
+
   const draw = (div) => {
     const { data, layout } = figures[div.dataset.figure];
     const traces = data.flatMap((trace) => (trace.band ? [bandOf(trace), trace] : [trace]));
@@ -35,6 +53,7 @@
       delete trace.cells;
       delete trace.band;
     }
+    if (narrow) fit(div, traces, layout);
     if (touch) {
       layout.dragmode = false;  // a finger on a plot scrolls the page
       // names would leave a map no room: a tap on a cell says them

@@ -24,17 +24,40 @@ _DASHES = {"solid": "-", "dash": (0, (5, 2)), "dot": (0, (1.2, 1.6)), "dashdot":
 _MARKERS = {"": "", "circle": "o", "square": "s", "circle-open": "o", "square-open": "s"}
 
 
-def write_figures(items: Iterable[Item], folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+def parse_formats(given: str | Sequence[str]) -> list[str]:
+    """Read a choice of figure formats: a text with commas, or a list.
+
+    Returns:
+        Each format once, in the order given.
+
+    Raises:
+        ValueError: an unknown format, or none.
+
+    Example:
+        >>> parse_formats("png, svg"), parse_formats(["pdf"])
+        (['png', 'svg'], ['pdf'])
+    """
+    names = (
+        name.strip() for each in ([given] if isinstance(given, str) else given) for name in each.split(",")
+    )
+    found = list(dict.fromkeys(name for name in names if name))
+    unknown = [name for name in found if name not in FORMATS]
+    if unknown or not found:
+        raise ValueError(
+            f"No figure format {', '.join(unknown) or 'given'}: choose among {', '.join(FORMATS)}."
+        )
+    return found
+
+
+def write_figures(
+    items: Iterable[Item], folder: str | Path, formats: str | Sequence[str] = FORMATS
+) -> list[Path]:
     """Write every chart, map and scatter to a file of its own in each of the formats; return the paths.
 
     Raises:
         ValueError: an unknown format.
     """
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown or not formats:
-        raise ValueError(
-            f"No figure format {', '.join(unknown) or 'given'}: choose among {', '.join(FORMATS)}."
-        )
+    formats = parse_formats(formats)
     paths = []
     for item in items:
         if not isinstance(item, Table):

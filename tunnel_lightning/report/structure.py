@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,12 +14,25 @@ from tunnel_lightning.report.charts import Chart, Line, Map, Points, Section, es
 from tunnel_lightning.report.heat import grid, heat_map
 from tunnel_lightning.report.lines import COLORS, Wanted, line, measure_name, several
 from tunnel_lightning.report.style import GREY, INK, RANK
+from tunnel_lightning.report.tables import APART
 from tunnel_lightning.report.words import number
-from tunnel_lightning.runs import Analysis, Row, SimilarityMap, curve, id_dataset, probe_variant
+from tunnel_lightning.runs import (
+    Analysis,
+    Row,
+    RunError,
+    SimilarityMap,
+    curve,
+    id_dataset,
+    probe_variant,
+)
+from tunnel_lightning.runs.curves import SPLITS
 
 MAPS = {
     "cka": ("CKA of the layers", "Linear CKA of the layers' features, unbiased, averaged over batches."),
-    "cka_groups": ("CKA between kinds of networks", "Means over pairs of different networks."),
+    "cka_groups": (
+        "CKA between kinds of networks",
+        "Means over pairs of different networks; ± by leaving out one network at a time.",
+    ),
     "cka_all": ("CKA of every output", "Linear CKA of every output of the network, not pooled."),
     "cka_all_no_pc1": (
         "Without the first principal component",
@@ -26,12 +40,15 @@ MAPS = {
     ),
     "cka_all_no_dominant": ("Without the dominant images", "The same without the images that dominate it."),
     "pc1_cosine": ("First principal components", "Cosine of the images' scores on it, without the sign."),
-    "rbf_cka": ("RBF CKA", "On up to 2,000 test images."),
-    "procrustes": ("Procrustes", "On up to 2,000 test images."),
-    "svcca": ("SVCCA", "On up to 2,000 test images."),
-    "pwcca": ("PWCCA", "On up to 2,000 test images."),
+    "rbf_cka": ("RBF CKA", ""),
+    "procrustes": ("Procrustes", ""),
+    "svcca": ("SVCCA", ""),
+    "pwcca": ("PWCCA", ""),
 }
-"""Names of the similarity maps, and what each is."""
+"""Names of the similarity maps, and what each is; the last four are of a sample, which the files tell."""
+
+CORRELATIONS = {"svcca": ", of which it takes the components that hold 99 % of the variance", "pwcca": ""}
+"""Maps of canonical correlations, and what they take of a layer's columns."""
 
 RANKS: list[Wanted] = [
     (*RANK, "numerical rank (rtol 1e-3)"),
@@ -88,7 +105,8 @@ def similarity(
 ) -> list[Map | Chart]:
     """Every map there is, blocks outlined, and beside them what explains them."""
     found: list[Map | Chart] = [
-        similarity_map(name, each, summary.get("blocks")) for name, each in maps.items()
+        similarity_map(name, each, summary.get("blocks"), _sampled(name, each.names, rows, summary))
+        for name, each in maps.items()
     ]
     own = id_dataset(rows)
     pc1 = curve(rows, "pc1_fraction", "gram256", own)
@@ -112,11 +130,33 @@ def similarity(
     return found
 
 
+def _sampled(name: str, layers: Sequence[str], rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+    """On how many images a map of a sample rests, and what that does to it; empty for the others."""
+    if name not in ("rbf_cka", "procrustes", *CORRELATIONS):
+        return ""
+    settings, own = summary.get("settings") or {}, id_dataset(rows)
+    rows = [row for row in rows if row.dataset == own and row.variant not in APART]
+    scored = max((row.n for row in rows if row.split == "test"), default=0)
+    limits = [settings.get(key) for key in ("map_images", "sample", "eval_images")]
+    most = min((each for each in (*limits, scored) if each), default=0)
+    said = f"On {number(most)} test images." if limits[0] else "On a sample of the test images."
+    if name in CORRELATIONS:
+        said += (
+            " Canonical correlations come out near 1 by construction where two layers together have about as many "
+            "columns as there are images."
+        )
+        columns = sorted(row.dim for row in rows if row.layer in layers and row.dim)
+        if columns:
+            said += f" Here layers have {number(columns[0])} to {number(columns[-1])}{CORRELATIONS[name]}."
+    return said
+
+
 def similarity_map(
-    name: str, each: SimilarityMap, blocks: Mapping[str, Any] | None = None, **more: Any
+    name: str, each: SimilarityMap, blocks: Mapping[str, Any] | None = None, about: str = "", **more: Any
 ) -> Map:
-    """One similarity as a map of layers against layers."""
+    """One similarity as a map of layers against layers; ``about`` goes before what is said of its blocks."""
     title, note = MAPS.get(name, (name, ""))
+    note = f"{note} {about}".strip()
     outlined = []
     if blocks and blocks.get("map") == name:
         place = {layer: k for k, layer in enumerate(each.names)}
@@ -149,11 +189,18 @@ def ranks(rows: Sequence[Row]) -> list[Chart]:
     return [Chart("ranks", f"How many dimensions {own} takes", lines, y="dimensions", log_y=True)]
 
 
+# A set may be called anything: the last name of a split is the one.
+_PLACE = re.compile(rf"(.*)\|({'|'.join(SPLITS)})\|(.*)", re.DOTALL)
+
+
 def spectra(rows: Sequence[Row], analysis: Analysis | None) -> list[Chart]:
     """The eigenvalues of every layer's covariance, a chart for each set."""
     by_set: dict[tuple[str, str], dict[str, NDArray[np.float64]]] = {}
     for key, values in (analysis.spectrum if analysis else {}).items():
-        dataset, split, layer = key.split("|", 2)
+        place = _PLACE.fullmatch(key)
+        if place is None:
+            raise RunError(f"The spectrum {key!r} is not called DATASET|SPLIT|LAYER: run analyze again.")
+        dataset, split, layer = place.groups()
         by_set.setdefault((dataset, split), {})[layer] = values
     return [_spectrum(rows, *place, layers) for place, layers in by_set.items()]
 
@@ -282,8 +329,8 @@ def pictures(analysis: Analysis | None) -> Section:
     said = [escape(names[k]) for k in labels]
     points = [Points(f"tsne_{layer}", layer, place, labels, names, said) for layer, place in arrays.items()]
     text = (
-        "t-SNE of up to 1,000 test images: each point is an image, its colour the class; what lies together is "
-        "alike to the layer."
+        f"t-SNE of {number(len(labels))} test images: each point is an image, its colour the class; what lies "
+        "together is alike to the layer."
     )
     chips = list(zip(names, COLORS, strict=False)) if len(names) <= len(COLORS) else []
     return Section("pictures", "Pictures of layers", points, text, chips=chips)

@@ -147,8 +147,8 @@ def id_dataset(rows: Sequence[Row]) -> str | None:
     """Name the set the network was trained on: the one its own accuracy was last measured on.
 
     A network without a matching head has no such row; then it is the set of the last online probe, else of
-    the first probe that decides, see `probe_variant`, else of the first row. None without rows. A `Run` that was
-    told the set has its rows first.
+    the first probe that decides, see `probe_variant`, else of the first row. None without rows. An analysis says
+    it: see `Run.id_dataset`.
 
     Example:
         >>> id_dataset([Row("r", 0, 0, -1, "val", "A", "network", 3, "accuracy", "network", 0.5)])
@@ -163,10 +163,14 @@ def id_dataset(rows: Sequence[Row]) -> str | None:
     return next(probes, rows[0].dataset if rows else None)
 
 
-def ood_datasets(rows: Sequence[Row]) -> list[str]:
+def ood_datasets(rows: Sequence[Row], own: str | None = None) -> list[str]:
     """Name the sets transfer was measured on: those with a probe that are not the in-distribution one.
 
     The probe is the one that decides, see `probe_variant`.
+
+    Args:
+        rows: rows of one run.
+        own: the in-distribution set; default: see `id_dataset`.
 
     Example:
         >>> row = Row("r", 0, 0, -1, "test", "B", "l1", 1, "probe_accuracy", "ridge", 0.5)
@@ -174,7 +178,7 @@ def ood_datasets(rows: Sequence[Row]) -> list[str]:
         >>> ood_datasets([row, own])
         ['B']
     """
-    own = id_dataset(rows)
+    own = own or id_dataset(rows)
     # dict.fromkeys keeps the order in which the sets were listed in the run's config.
     kind = ("probe_accuracy", probe_variant(rows))
     return list(dict.fromkeys(r.dataset for r in rows if (r.measure, r.variant) == kind and r.dataset != own))

@@ -28,12 +28,14 @@ class Run:
 
     Attributes:
         path: the folder.
-        rows: every row of the profile table; those of ``dataset`` first, which is how `id_dataset` finds it where
-            the network's own accuracy was not measured.
+        rows: every row of the profile table; those of ``dataset`` first, for functions of rows alone that have to
+            guess it, see `tunnel_lightning.runs.id_dataset`.
+        dataset: the set the network was trained on, as it was told; or None.
     """
 
     def __init__(self, path: str | Path, rows: list[Row], dataset: str | None = None) -> None:
         self.path = Path(path)
+        self.dataset = dataset
         self.rows = sorted(rows, key=lambda row: row.dataset != dataset) if dataset else rows
 
     def __repr__(self) -> str:
@@ -68,8 +70,8 @@ class Run:
 
     @cached_property
     def id_dataset(self) -> str | None:
-        """The set the network was trained on, see `tunnel_lightning.runs.id_dataset`."""
-        return id_dataset(self.rows)
+        """The set the network was trained on, as told; else see `tunnel_lightning.runs.id_dataset`."""
+        return self.dataset or id_dataset(self.rows)
 
     def profile(
         self,
@@ -84,7 +86,7 @@ class Run:
         Raises:
             RunError: nothing of the kind was measured; the message lists what was.
         """
-        found = curve(self.rows, measure, variant, dataset, split, step)
+        found = curve(self.rows, measure, variant, dataset or self.id_dataset, split, step)
         if not found.layer:
             asked = ", ".join(str(v) for v in (measure, found.variant, dataset, split) if v is not None)
             at = "" if step is None else f" at step {step}"
@@ -96,7 +98,7 @@ class Run:
 
     def tunnel(self) -> dict[str, Tunnel]:
         """Where the tunnel starts at the end of the run, by each of the three rules."""
-        return tunnels(self.rows)
+        return tunnels(self.rows, self.id_dataset)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the profile table as a pandas DataFrame.

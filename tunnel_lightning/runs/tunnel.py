@@ -58,13 +58,13 @@ class Tunnel(NamedTuple):
     note: str
 
 
-def tunnels(rows: Iterable[Row]) -> dict[str, Tunnel]:
+def tunnels(rows: Iterable[Row], own: str | None = None) -> dict[str, Tunnel]:
     """Apply all three rules; see `tunnel_start`."""
     rows = list(rows)
-    return {rule: tunnel_start(rows, rule) for rule in RULES}
+    return {rule: tunnel_start(rows, rule, own) for rule in RULES}
 
 
-def tunnel_start(rows: Iterable[Row], rule: str = "id95") -> Tunnel:
+def tunnel_start(rows: Iterable[Row], rule: str = "id95", own: str | None = None) -> Tunnel:
     """Find where the tunnel starts, by one of three rules.
 
     - ``id95``, ``id98``: the first layer whose in-distribution probe reaches 95 or 98 % of the
@@ -83,6 +83,7 @@ def tunnel_start(rows: Iterable[Row], rule: str = "id95") -> Tunnel:
     Args:
         rows: rows of one run.
         rule: ``id95``, ``id98`` or ``ood``.
+        own: the in-distribution set; default: see `id_dataset`.
 
     Raises:
         ValueError: no such rule, or rows of several runs.
@@ -108,12 +109,12 @@ def tunnel_start(rows: Iterable[Row], rule: str = "id95") -> Tunnel:
         raise ValueError(
             f"The rows are of {len(runs)} runs ({', '.join(sorted(runs)[:3])}): give those of one."
         )
-    return _ood(rows) if rule == "ood" else _in_distribution(rows, rule)
+    own = own or id_dataset(rows)
+    return _ood(rows, own) if rule == "ood" else _in_distribution(rows, rule, own)
 
 
-def _in_distribution(rows: Sequence[Row], rule: str) -> Tunnel:
+def _in_distribution(rows: Sequence[Row], rule: str, dataset: str | None) -> Tunnel:
     held_out = [r for r in rows if r.split != "train"]
-    dataset = id_dataset(rows)
     probe = curve(held_out, dataset=dataset)
     if np.isnan(network_accuracy(rows, dataset, probe.split, probe.step)):
         val = curve(held_out, dataset=dataset, split="val", step=probe.step)
@@ -181,9 +182,9 @@ def _in_distribution(rows: Sequence[Row], rule: str) -> Tunnel:
     return result(start, start - 1, note)
 
 
-def _ood(rows: Sequence[Row]) -> Tunnel:
+def _ood(rows: Sequence[Row], own: str | None) -> Tunnel:
     held_out = [r for r in rows if r.split != "train"]
-    sets_measured = [curve(held_out, dataset=name) for name in ood_datasets(rows)]
+    sets_measured = [curve(held_out, dataset=name) for name in ood_datasets(rows, own)]
     latest = max((c.step for c in sets_measured), default=-1)
     curves = [c for c in sets_measured if c.step == latest and np.isfinite(c.value).any()]
     if not curves:

@@ -18,6 +18,10 @@ from tunnel_lightning.taps.resolve import Candidate
 _ADD = frozenset((torch.add, Tensor.add, Tensor.add_, Tensor.__add__, Tensor.__radd__, Tensor.__iadd__))
 
 
+class NoAdditions(ValueError):
+    """A network has no residual addition, or none that can be seen."""
+
+
 class Add(nn.Module):
     """Stands where a tap of an addition needs a module: it is none of the network's."""
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tunnel_lightning.taps.additions import Additions, is_compiled
+from tunnel_lightning.taps.additions import Additions, NoAdditions, is_compiled
 from tunnel_lightning.taps.costs import costs, plain
 from tunnel_lightning.taps.hooks import Hook, State
 from tunnel_lightning.taps.pooling import Layout, choose_columns, hints_of, pool
@@ -130,12 +130,12 @@ class Taps:
         """Capture from now on; what was captured before is dropped.
 
         Raises:
-            ValueError: Additions are to be found in a network under torch.compile.
+            NoAdditions: Additions are to be found in a network under torch.compile.
         """
         self._clear()
         if self._additions is not None:
             if self._compiled or is_compiled(self.model):
-                raise ValueError(
+                raise NoAdditions(
                     "taps.layers: kind 'addition' cannot see into a network under torch.compile; run it uncompiled "
                     "or choose another kind."
                 )
@@ -267,7 +267,7 @@ class Taps:
         if not calls:
             self._nothing_ran()
         if self._additions is not None and not self._state.branches:
-            raise ValueError(
+            raise NoAdditions(
                 f"taps.layers: kind 'addition' finds no residual addition in {type(self.model).__name__}; choose "
                 f"another kind ({', '.join(kind for kind in KINDS if kind != ADDITION)}) or name layers by globs."
             )

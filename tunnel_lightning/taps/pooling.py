@@ -184,8 +184,23 @@ def gram(rows: Tensor) -> Tensor:
     """
     wide = rows if rows.dtype == torch.float64 else rows.float()
     with full_precision(rows.device):
-        centred = wide - wide.mean(0)
-        return centred @ centred.T
+        return products(wide - wide.mean(0))
+
+
+def products(rows: Tensor) -> Tensor:
+    """Inner products [B, B] of rows [B, D]; those below the diagonal are copied where that saves a product.
+
+    Example:
+        >>> products(torch.tensor([[1.0, 0.0], [1.0, 2.0]]))
+        tensor([[1., 1.],
+                [1., 5.]])
+    """
+    half = len(rows) // 2
+    found = rows.new_empty(len(rows), len(rows))
+    torch.mm(rows[:half], rows.T, out=found[:half])
+    torch.mm(rows[half:], rows[half:].T, out=found[half:, half:])
+    found[half:, :half] = found[:half, half:].T
+    return found
 
 
 def _mean(x: Tensor, dims: tuple[int, ...]) -> Tensor:

@@ -19,6 +19,13 @@ from tunnel_lightning.measures.functional.logistic import (
     stratified_split,
 )
 from tunnel_lightning.measures.functional.neighbours import NeighbourAccuracy, knn_accuracy
+from tunnel_lightning.measures.functional.pairwise import (
+    Procrustes,
+    procrustes,
+    pwcca,
+    rbf_cka,
+    svcca,
+)
 from tunnel_lightning.measures.functional.predictions import (
     Churn,
     ClassDifferences,
@@ -41,16 +48,7 @@ from tunnel_lightning.measures.functional.rank import (
     stable_rank,
 )
 from tunnel_lightning.measures.functional.ridge import LinearHead, ridge, ridge_from_moments
-from tunnel_lightning.measures.functional.similarity import (
-    Procrustes,
-    hsic_1,
-    l1_change,
-    linear_cka,
-    procrustes,
-    pwcca,
-    rbf_cka,
-    svcca,
-)
+from tunnel_lightning.measures.functional.similarity import hsic_1, l1_change, linear_cka
 from tunnel_lightning.measures.functional.transfer import (
     id_ood_alignment,
     id_ood_pearson,

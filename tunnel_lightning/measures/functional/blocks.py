@@ -13,7 +13,8 @@ class Block(NamedTuple):
     """A run of layers that all resemble each other.
 
     Attributes:
-        start: position of its first layer in the map.
+        start: position of its first layer in the map, from 0; not the layer's index in a profile, which counts
+            from 1 and may have gaps.
         end: of its last, included.
         size: layers.
         min_cka: the smallest similarity between any two of them.

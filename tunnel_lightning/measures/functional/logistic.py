@@ -64,10 +64,9 @@ def logistic(
     tol: float = 1e-4,
     max_iter: int = 1000,
     start: LinearHead | None = None,
+    dtype: torch.dtype | None = None,
 ) -> LogisticFit:
     """Softmax probe from features in memory, converged.
-
-    Products are taken in the precision of the features, float32 or float64.
 
     Args:
         features: ``[N, D]``.
@@ -77,6 +76,7 @@ def logistic(
         tol: largest absolute component of the gradient to stop at, as scikit-learn's.
         max_iter: iterations to stop after at the latest.
         start: a head to start from; by default zero.
+        dtype: of the products, float32 or float64; by default as the features.
 
     Returns:
         The fit; its head is NaN throughout where the features are empty, constant or not finite.
@@ -91,7 +91,7 @@ def logistic(
         (tensor([0, 0, 1, 1]), True)
     """
     check(features, target, num_classes, penalty)
-    problem = SoftmaxProblem.of(features, target, num_classes)
+    problem = SoftmaxProblem.of(features, target, num_classes, dtype)
     if problem is None:
         return LogisticFit(nan_head(num_classes, features.shape[1], features.device), 0, math.nan, False)
     head, iterations, gradient = problem.solve(penalty, tol, max_iter, start)
@@ -107,6 +107,7 @@ def logistic_path(
     seed: int = 0,
     tol: float = 1e-4,
     max_iter: int = 1000,
+    dtype: torch.dtype | None = None,
 ) -> LogisticPath:
     """Softmax probe whose penalty is chosen on held-out samples, then fitted on all of them.
 
@@ -122,6 +123,7 @@ def logistic_path(
         seed: of their choice; the global random state is neither read nor changed.
         tol: as in :func:`logistic`.
         max_iter: as in :func:`logistic`.
+        dtype: as in :func:`logistic`.
 
     Returns:
         The fit on all samples, its penalty, and the held-out accuracies.
@@ -141,8 +143,10 @@ def logistic_path(
     strongest_first = sorted(set(penalties), reverse=True)
     target = target.to(features.device)
     kept, held = stratified_split(target, holdout, seed)
-    problem = SoftmaxProblem.of(features[kept], target[kept], num_classes)
-    if problem is None or not bool(torch.isfinite(features[held]).all()):
+    problem = SoftmaxProblem.of(features[kept], target[kept], num_classes, dtype)
+    unseen, answers = features[held], target[held]
+    # The two ends tell, without arrays as large as the features.
+    if problem is None or not bool(torch.stack(unseen.aminmax()).isfinite().all()):
         unusable = nan_head(num_classes, features.shape[1], features.device)
         return LogisticPath(
             LogisticFit(unusable, 0, math.nan, False), math.nan, dict.fromkeys(strongest_first, math.nan)
@@ -150,10 +154,10 @@ def logistic_path(
     accuracy, heads, head = {}, {}, None
     for penalty in strongest_first:
         head = heads[penalty] = problem.solve(penalty, tol, max_iter, head).head
-        accuracy[penalty] = float((head(features[held]).argmax(1) == target[held]).double().mean())
-    del problem
+        accuracy[penalty] = float((head(unseen).argmax(1) == answers).double().mean())
+    del problem, unseen
     best = max(strongest_first, key=accuracy.__getitem__)
-    fit = logistic(features, target, num_classes, best, tol, max_iter, start=heads[best])
+    fit = logistic(features, target, num_classes, best, tol, max_iter, heads[best], dtype)
     return LogisticPath(fit, best, accuracy)
 
 
@@ -168,7 +172,8 @@ def logistic_all(
     """:func:`logistic_path` of every layer, one after the other in double precision.
 
     In single precision where the solver stops depends on the order of its sums, hence on the number of threads, and
-    with processes that share a machine's cores an image or two changes sides.
+    with processes that share a machine's cores an image or two changes sides. Beside the features it takes
+    :func:`logistic_bytes`, of one layer at a time.
 
     Args:
         features: ``[N, D]`` by layer.
@@ -189,10 +194,22 @@ def logistic_all(
     """
     found = {}
     for name, layer in features.items():
-        found[name] = logistic_path(layer.double(), target, num_classes, penalties, **options)
+        found[name] = logistic_path(layer, target, num_classes, penalties, dtype=torch.float64, **options)
         if progress is not None:
             progress(name)
     return found
+
+
+def logistic_bytes(n: int, dim: int, num_classes: int) -> int:
+    """Bytes at most that :func:`logistic_all` takes for one float32 layer ``[N, D]``, the layer left out.
+
+    Those of :class:`SoftmaxProblem`, and the rows that are kept or held out while they are chosen from the layer.
+
+    Example:
+        >>> round(logistic_bytes(10_000, 2048, 10) / 2**30, 2)
+        0.36
+    """
+    return SoftmaxProblem.nbytes(n, dim, num_classes) + 2 * n * dim
 
 
 def stratified_split(target: Tensor, holdout: float, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -58,11 +59,34 @@ def knn_accuracy(
             f"{k} nearest neighbours need at least {k} training samples, got {len(train)}: "
             "take a smaller k or more samples"
         )
-    if not len(test) or not (torch.isfinite(train).all() and torch.isfinite(test).all()):
+    if not len(test) or not (_finite(train) and _finite(test)):
         return NeighbourAccuracy(math.nan, math.nan)
     classifier = KNeighborsClassifier(k, algorithm="brute").fit(_array(train), _array(train_target))
     accuracy = float((classifier.predict(_array(test)) == _array(test_target)).mean())
     return NeighbourAccuracy(accuracy, math.sqrt(accuracy * (1 - accuracy) / len(test)))
+
+
+def knn_bytes(dim: int, tests: int, k: int = 20) -> int:
+    """Bytes at most that :func:`knn_accuracy` takes for features ``[N, D]`` and ``[M, D]``, these left out.
+
+    Whatever N: scikit-learn compares blocks of 256 rows, each thread in double precision, and the k nearest of every
+    sample are counted.
+
+    Args:
+        dim: D.
+        tests: M.
+        k: neighbours.
+
+    Example:
+        >>> knn_bytes(512, 10_000) < 2**30
+        True
+    """
+    return (os.cpu_count() or 1) * 8 * 256 * (2 * dim + 256) + 64 * tests * k
+
+
+def _finite(features: Tensor) -> bool:
+    """Whether all is finite: the two ends tell, without arrays as large as the features."""
+    return bool(torch.stack(features.aminmax()).isfinite().all())
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -85,10 +85,31 @@ class SoftmaxProblem:
         return rows, _products(rows.T).double()
 
     @classmethod
-    def of(cls, features: Tensor, target: Tensor, num_classes: int) -> SoftmaxProblem | None:
-        """The problem of raw features ``[N, D]``; None where they are empty, constant or not finite."""
-        data = standardise(features, torch.promote_types(features.dtype, torch.float32))
+    def of(
+        cls, features: Tensor, target: Tensor, num_classes: int, dtype: torch.dtype | None = None
+    ) -> SoftmaxProblem | None:
+        """The problem of raw features ``[N, D]``; None where they are empty, constant or not finite.
+
+        Products are in ``dtype``, by default that of the features and no less than float32.
+        """
+        data = standardise(features, dtype or torch.promote_types(features.dtype, torch.float32))
         return None if data is None else cls(data, target, num_classes)
+
+    @staticmethod
+    def nbytes(n: int, dim: int, num_classes: int) -> int:
+        """Bytes at most in use while a problem in double precision is made and solved, features left out.
+
+        The standardised features, some arrays of one score for each sample and class, the solver's memory of steps,
+        and the stand-in for the Hessian with its factors.
+
+        Example:
+            >>> round(SoftmaxProblem.nbytes(8000, 2048, 10) / 2**30, 2)
+            0.29
+        """
+        rows = min(n, WIDE)
+        squares = 5 * dim * dim if dim <= WIDE else rows * dim + 5 * rows * rows
+        steps = 2 * MEMORY + 10
+        return 8 * (n * dim + 8 * num_classes * n + steps * num_classes * (dim + 1) + squares)
 
     def solve(
         self, penalty: float, tol: float = 1e-4, max_iter: int = 1000, start: LinearHead | None = None
