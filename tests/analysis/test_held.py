@@ -235,7 +235,7 @@ def test_what_does_not_fit_alone_is_refused_before_any_pass(net):
         ),
         (
             "blocks",
-            r"blocks over 10 outputs in batches of 32 images needs .* or leave blocks out of --measures",
+            r"blocks over 11 outputs in batches of 32 images needs .* or leave blocks out of --measures",
         ),
     ):
         with pytest.raises(ValueError, match=said):
