@@ -323,3 +323,41 @@ def test_docstrings():
 def test_images_of_ones_own_are_watched_on_glyphs_unless_told_otherwise(net):
     found = tunnel_lightning.analyze(net, TRAIN, TEST, measures="ridge")
     assert list(found.summary["transfer"]) == ["Glyphs"]
+
+
+# -- networks of other habits -----------------------------------------------------------------------------
+
+
+class Dressed(nn.Module):
+    """A network whose scores come in something else, and whose state holds more than tensors."""
+
+    def __init__(self, net, dress):
+        super().__init__()
+        self.net, self.dress = net, dress
+
+    def forward(self, x):
+        return self.dress(self.net(x))
+
+    def get_extra_state(self):
+        return {"version": 3}
+
+
+@pytest.mark.parametrize("dress", [lambda y: {"logits": y}, lambda y: (y, None)], ids=["dict", "tuple"])
+def test_scores_in_something_else_are_the_networks_scores(net, dress):
+    plain = analyze(net, TRAIN, TEST, measures="ridge")
+    dressed = analyze(Dressed(net, dress), TRAIN, TEST, measures="ridge")
+    assert dressed.summary["accuracy"] == plain.summary["accuracy"]
+    assert not dressed.summary["notes"]
+
+
+def test_a_compiled_network_that_was_not_called_yet(net):
+    plain = analyze(net, TRAIN, TEST, measures="ranks")
+    compiled = analyze(torch.compile(net, backend="eager"), TRAIN, TEST, measures="ranks")
+    assert compiled.summary["accuracy"] == plain.summary["accuracy"]
+    assert len(compiled.rows) == len(plain.rows)
+
+
+def test_every_output_is_seen_on_the_images_that_are_scored(net):
+    found = analyze(net, TRAIN, TEST, measures="blocks", eval_images=20)
+    assert {row.n for row in found.rows if row.measure == "pc1_fraction"} == {20}
+    assert found.summary["settings"]["block_images"] == 20

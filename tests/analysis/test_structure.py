@@ -32,7 +32,9 @@ def analyze(model, measures):
 def test_a_network_without_additions_is_told_so():
     plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, CLASSES))
     notes = analyze(plain, "additions").summary["notes"]
-    assert notes == ["the network has no residual additions, so there are no probes round them"]
+    assert notes == [
+        "the network shows no residual additions (sums of what its modules give), so there are no probes round them"
+    ]
     assert analyze(Residual(), "additions").summary["notes"] == []
 
 

@@ -12,7 +12,8 @@ from tunnel_lightning.report.build import _page
 from tunnel_lightning.report.charts import Chart, Map, Table
 from tunnel_lightning.report.interactive import figure
 from tunnel_lightning.report.sections import page_of_run, read_source
-from tunnel_lightning.runs import RunError, curve, load_analysis, tunnels, write_analysis
+from tunnel_lightning.report.structure import collapse
+from tunnel_lightning.runs import Row, RunError, curve, load_analysis, tunnels, write_analysis
 
 
 @pytest.fixture(scope="module")
@@ -254,3 +255,12 @@ def test_the_trained_set_is_the_one_the_summary_names(measured, tmp_path):
     assert "of the last probe's accuracy; transfer to 2 other sets" in page.headline
     assert page.subtitle.startswith("Glyphs  ·  ")
     assert analysis_of(["ridge"], tmp_path, rows).headline != page.headline, "the rows do not tell"
+
+
+def test_fewer_neighbours_than_twenty_are_drawn():
+    rows = [
+        Row("run", 0, 0, -1, "test", "Glyphs", f"layer{i}", i, "knn_accuracy", "k=12", 0.5, 0.1, 40, 8)
+        for i in (1, 2)
+    ]
+    (chart,) = collapse(rows)
+    assert [each.label for each in chart.lines] == ["12 nearest neighbours"]

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
-from torch import Tensor, nn
+from torch import nn
 
 from tunnel_lightning.analysis.sets import ImageSet, distinct
 from tunnel_lightning.data import Digits, Glyphs
+from tunnel_lightning.measures.base import scores_of
 from tunnel_lightning.taps import quiet
 
 Shape = tuple[int, ...]
@@ -166,12 +167,13 @@ def try_on(subject: Subject, images: ImageSet) -> None:
         break
     try:
         with quiet(subject.model):
-            output = subject.model(x)
+            # Not through a compiled one: taps have to be made before its first call.
+            output = getattr(subject.model, "_orig_mod", subject.model)(x)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ValueError(cannot_run(subject.title, images, error)) from error
-    output = getattr(output, "logits", output)
-    if isinstance(output, Tensor) and output.ndim == 2:
-        compare_outputs(subject, output.shape[1], images)
+    scores = scores_of(output)
+    if scores is not None:
+        compare_outputs(subject, scores.shape[1], images)
     else:
         subject.matches = False
         subject.notes.append("the network gives no scores [B, classes], so its own accuracy is not measured")

@@ -53,6 +53,7 @@ from tunnel_lightning.runs.comparison import (
     PREDICTIONS_FILE,
     Comparison,
     Profile,
+    is_comparison,
     load_comparison,
     profiles_of,
 )
@@ -200,12 +201,10 @@ def _profiles(members: Sequence[Member]) -> tuple[list[Profile], list[str]]:
     return profiles, notes
 
 
-_FILES = (COMPARISON_FILE, PROFILE_FILE, SIMILARITY_FILE, PREDICTIONS_FILE, "report.html", "figures")
-
-
 def _check_out(out: Path) -> None:
-    """Refuse a folder with other files; one of an earlier comparison, finished or not, is replaced."""
-    if out.exists() and not (out.is_dir() and all(path.name in _FILES for path in out.iterdir())):
+    """Refuse a folder with files of something else; an earlier comparison is replaced."""
+    empty = not out.exists() or (out.is_dir() and not any(out.iterdir()))
+    if not empty and not is_comparison(out):
         raise RunError(f"{out} holds something else than a comparison: give --out a new folder.")
 
 

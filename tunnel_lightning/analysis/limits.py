@@ -64,7 +64,9 @@ def check_images(images: ImageSet, options: Options, own: bool) -> list[str]:
 
 def compared(images: ImageSet, options: Options, measure: str) -> int:
     """Test images that a similarity compares at once: those of a batch, or of the sample."""
-    limit = {"cka": options.eval_images, "blocks": options.block_images}.get(measure, options.map_images)
+    limit = {"cka": options.eval_images, "blocks": options.every_output_images}.get(
+        measure, options.map_images
+    )
     count = images.size("test", limit)
     return count if measure in SAMPLE_MAPS else min(images.batch_size, count)
 

@@ -113,6 +113,11 @@ class Options:
         return min(MAPPED, self.held("test"))
 
     @property
+    def every_output_images(self) -> int:
+        """The most test images of the map over every output of the network."""
+        return min(self.block_images, self.eval_images or self.block_images)
+
+    @property
     def picture_images(self) -> int:
         """The most test images of a picture."""
         return min(PICTURED, self.held("test"))
@@ -122,6 +127,7 @@ class Options:
         flat = {key: value for key, value in asdict(self).items() if key not in ("taps", "memory_gb")}
         flat |= {key: list(flat[key]) for key in ("measures", "pictures")}
         flat |= {
+            "block_images": self.every_output_images,
             "map_images": self.map_images,
             "picture_images": self.picture_images,
             "neighbours": NEIGHBOURS,

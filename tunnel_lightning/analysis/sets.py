@@ -36,14 +36,14 @@ class ImageSet:
         num_classes: labels run from 0 to this less one.
         class_names: their names.
         sources: for each split that is there, what gives its loader; called once, when it is first needed.
-        batch_size: images of a batch. What is averaged over batches (minibatch CKA) depends on it, so it is
-            the analysis's own and not the loader's.
+        batch_size: images of a batch at the most; all are as good as equal. What is averaged over batches (minibatch
+            CKA) depends on it, so it is the analysis's own and not the loader's.
 
     Example:
         >>> from tunnel_lightning.data import Digits
         >>> digits = ImageSet.of(Digits())
         >>> [len(y) for x, y in digits.batches("test")], digits.size("test", 10)
-        ([256, 103], 10)
+        ([180, 179], 10)
     """
 
     name: str
@@ -240,7 +240,7 @@ class ImageSet:
         loader = self.loader(split)
         if isinstance(loader, ImageLoader):
             ours = loader.fixed(n, order=mixed)
-            ours.batch_size = self.batch_size
+            ours.batch_size = even(ours.num_images, self.batch_size)
             return ours
         fixed: Any = fixed_batches(loader, n)
         if not isinstance(fixed, DataLoader):
@@ -250,7 +250,7 @@ class ImageSet:
             chosen = Subset(chosen, range(len(chosen)))
         return DataLoader(
             Subset(chosen.dataset, [chosen.indices[i] for i in mixed(len(chosen)).tolist()]),
-            self.batch_size,
+            even(len(chosen), self.batch_size),
             collate_fn=fixed.collate_fn,
             pin_memory=fixed.pin_memory,
             num_workers=getattr(loader, "num_workers", 0),
@@ -296,6 +296,19 @@ def mixed(count: int) -> Tensor:
         (True, False)
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
+
+
+def even(count: int, batch_size: int) -> int:
+    """The size of batches no larger than asked that are as good as equal.
+
+    A last batch of few images would weigh as much as the others in a mean over batches, and what is biased by few
+    images (the share of the first component) would be off in it.
+
+    Example:
+        >>> even(1_040, 256), even(2_560, 256), even(10, 256)
+        (208, 256, 10)
+    """
+    return max(1, -(-count // max(1, -(-count // batch_size))))
 
 
 def shard(batches: Iterable[T], rank: int, world: int) -> Iterator[T]:

@@ -109,6 +109,9 @@ def tensors_key(tensors: Mapping[str, Tensor]) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):  # the extra state of a module may be anything
+            digest.update(f"{name} {tensor!r}".encode())
+            continue
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

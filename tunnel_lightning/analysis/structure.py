@@ -24,8 +24,11 @@ def additions(context: Context) -> Part:
     try:
         taps = context.tap(TapSpec("addition", spec.pool, spec.max_features, spec.seed))
     except NoAdditions:
-        hidden = "is compiled, which hides its" if is_compiled(context.model) else "has no"
-        context.note(f"the network {hidden} residual additions, so there are no probes round them")
+        if is_compiled(context.model):
+            why = "is compiled, which hides its residual additions"
+        else:
+            why = "shows no residual additions (sums of what its modules give)"
+        context.note(f"the network {why}, so there are no probes round them")
         return part
     try:
         plan = Plan(images, images.size("train", options.fit_images))
@@ -44,7 +47,7 @@ def blocks(context: Context) -> Part:
     part, images = Part(), context.own
     taps = every_output(context)
     components = FirstComponents(grams=True)
-    limit = context.options.block_images
+    limit = context.options.every_output_images
     try:
         names = {tap.name: tap for tap in taps.layers}
         grams = sum(2 * images.batch_size * tap.dim for tap in taps.layers)

@@ -177,7 +177,7 @@ def accumulate(
                     for measure in states[name]:
                         if measure is not None:
                             measure.update(features[name], target)
-            scores = _scores(output)
+            scores = scores_of(output)
             for observer in observers:
                 observer.update(features, target, scores)
             if network and scores is not None:
@@ -341,7 +341,7 @@ def _move(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _scores(output: Any) -> Tensor | None:
+def scores_of(output: Any) -> Tensor | None:
     """The ``[B, C]`` scores of a model's output: itself, its ``logits``, or its first item."""
     if isinstance(output, Mapping):
         output = output.get("logits", next(iter(output.values()), None))

@@ -295,7 +295,7 @@ def rules(rows: Sequence[Row]) -> list[Table]:
             for name, rule in found.items()
         ],
         "95 and 98 % rule: the first layer whose probe reaches that share of the network's accuracy (Masarczyk et "
-        "al., 2023). OOD rule: behind the layer that transfers best (Harun et al., 2024).",
+        "al., 2023). OOD rule: behind the layer that transfers best, the extractor's last.",
     )
     return [table]
 

@@ -267,8 +267,18 @@ def _spectrum(
 def collapse(rows: Sequence[Row]) -> list[Chart]:
     """Variance and neural collapse over the layers, as far as they were measured."""
     own = id_dataset(rows)
+    # As many neighbours vote as there are, if fewer than 20.
+    votes = next((row.variant for row in rows if row.measure == "knn_accuracy"), "k=20")
+    voted: dict[str, Wanted] = {"knn_accuracy": ("knn_accuracy", votes, f"{votes[2:]} nearest neighbours")}
     charts = [
-        Chart(key, title, several(rows, wanted, own), y=label, log_y=log, note=note)
+        Chart(
+            key,
+            title,
+            several(rows, [voted.get(each[0], each) for each in wanted], own),
+            y=label,
+            log_y=log,
+            note=note,
+        )
         for key, title, label, log, wanted, note in COLLAPSE
     ]
     separable = several(

@@ -71,7 +71,7 @@ TITLES = {
     ("nc3", "ridge"): "NC3 (least-squares head and class means)",
     ("cdnv", "mean"): "Class-distance normalised variance",
     ("pc1_fraction", "cov"): "Variance in the first principal component",
-    ("pc1_fraction", "gram256"): "Variance in the first principal component (unpooled, batches of 256)",
+    ("pc1_fraction", "gram256"): "Variance in the first principal component (unpooled, batches of up to 256)",
     ("l1_change", "next"): "Change to the next layer (L1)",
     ("weight_change", "l2_per_sqrt_n"): "Weight change since the last profile (L2 per root of size)",
 }

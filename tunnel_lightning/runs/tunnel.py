@@ -71,7 +71,8 @@ def tunnel_start(rows: Iterable[Row], rule: str = "id95", own: str | None = None
       network's accuracy (of the last layer's probe where the network's own was not measured). Masarczyk et
       al. use 95 %, in places 98 %.
     - ``ood``: the layer after the one where the probe's accuracy, averaged over the out-of-distribution
-      sets, peaks (Harun et al., 2024, arXiv:2405.15018).
+      sets, peaks: that one is the extractor's last (Masarczyk et al., 2023). Harun et al. (2024,
+      arXiv:2405.15018), who go by transfer alone, count the tunnel from the peak itself, one layer earlier.
 
     The probe is the ridge probe, or where none was fitted another converged one, see `probe_variant`; the note
     then names it. The last step at which the probes in question were measured counts; of the in-distribution set
