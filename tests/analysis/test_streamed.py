@@ -1,11 +1,13 @@
 """The similarity of layers over several batches of a set that lies class after class."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 from toys import Images, Net
+from toys_analysis import LAYERS, features
 
 from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.options import Options
@@ -13,7 +15,6 @@ from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.streamed import own_set
 from tunnel_lightning.analysis.subject import subject_of
 
-LAYERS = ["input", "0", "4", "7"]
 SIZE = 32
 
 
@@ -24,16 +25,8 @@ def by_class(n, seed):
 
 
 def layers_of(net, x):
-    """In double precision, averaged to 2 x 2, by plain indexing of the sequence."""
-    found = {"input": x.flatten(1)}
-    with torch.no_grad():
-        for name, layer in net.named_children():
-            x = layer(x)
-            if name in LAYERS:
-                found[name] = (
-                    (nn.functional.adaptive_avg_pool2d(x, 2) if x.ndim == 4 else x).flatten(1).clone()
-                )
-    return [found[name].double().numpy() for name in LAYERS]
+    """In double precision, averaged to 2 x 2."""
+    return list(features(net, SimpleNamespace(x=x))[0].values())
 
 
 def cka(batches):
