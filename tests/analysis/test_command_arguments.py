@@ -38,7 +38,7 @@ def test_a_protocol_starts_from_the_layers_that_were_watched(fit, tmp_path, prot
     run = fit(tmp_path / "runs", "--trainer.max_epochs=1", *watched)
     found = parse([str(run), f"--protocol={protocol}"])[1]
     assert found == with_protocol(Options(TapSpec("activation", "avg", 9)), protocol)
-    assert found.sample == {"nguyen": 10_000}.get(protocol, 50_000), "the papers train on all images"
+    assert found.sample_images == {"nguyen": 10_000}.get(protocol, 50_000), "the papers train on all images"
 
 
 @pytest.mark.parametrize("sample", [500, 10_000, 60_000])

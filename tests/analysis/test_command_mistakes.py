@@ -107,6 +107,25 @@ def test_mistakes_are_one_sentence_and_leave_nothing(run, capsys, monkeypatch, t
     assert not any(path.name not in ("tiny",) for path in (tmp_path / "runs").iterdir())
 
 
+def test_a_folder_of_something_else_is_refused_before_anything_is_read(run, capsys, monkeypatch, tmp_path):
+    def read(*args, **settings):
+        raise AssertionError("read before the folder was looked at")
+
+    monkeypatch.setattr("tunnel_lightning.analysis.command.load_run_subject", read)
+    (tmp_path / "notes.txt").write_text("mine")
+    assert main(["analyze", str(run), f"--out={tmp_path}"]) == 2
+    assert "holds something else than an analysis" in capsys.readouterr().err
+    (run / "analysis").mkdir()
+    (run / "analysis/notes.txt").write_text("mine")
+    assert main(["analyze", str(run)]) == 2
+    assert "holds something else than an analysis" in capsys.readouterr().err
+
+
+def test_nothing_is_analysed_of_a_layer_that_is_not_there(run, capsys):
+    assert main(["analyze", str(run), "--device=cpu", "--taps.layers=blub"]) == 2
+    assert "analysing" not in capsys.readouterr().err
+
+
 def test_runs_and_checkpoints_that_cannot_be_analysed(run, capsys):
     last = run / "checkpoints/last.ckpt"
     whole = last.read_bytes()

@@ -178,6 +178,12 @@ def test_a_network_that_is_not_there_or_does_not_fit(module, spec, kind, said):
         assert "--data.image_size" in str(caught.value)
 
 
+def test_a_network_of_colours_and_images_without():
+    said = "it takes 3 channels and the images have 1; set --data.channels=3, or choose other --data"
+    with pytest.raises(ValueError, match=said):
+        load_network_subject("torchvision.models:resnet18", Digits(image_size=32))
+
+
 def test_weights_that_are_none(tmp_path, module):
     def said(content, spec="make"):
         path = tmp_path / "w.pt"

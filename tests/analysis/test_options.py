@@ -61,6 +61,21 @@ def test_numbers_that_no_option_sets_are_told_too():
     assert [told[name] for name in names] == [1500, 1000, 20, "cpu", ["a"]]
 
 
+@pytest.mark.parametrize("asked", [500, 10_000, 60_000])
+def test_a_sample_that_is_asked_for_stays_with_every_protocol(asked):
+    for protocol in (None, *PROTOCOLS):
+        found = with_protocol(Options(sample=asked), protocol)
+        assert (found.held("train"), found.settings()["sample"]) == (asked, asked)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "taken"), [(None, 10_000), ("masarczyk", 50_000), ("harun", 50_000), ("nguyen", 10_000)]
+)
+def test_the_sample_where_none_is_asked_for_is_told_as_a_number(protocol, taken):
+    found = with_protocol(Options(), protocol)
+    assert (found.held("test"), found.sample_images, found.settings()["sample"]) == (taken,) * 3
+
+
 def test_all_settings_are_told_flat_and_what_decides_no_figure_is_left_out():
     flat = Options(TapSpec("block", "avg"), measures="ridge", alpha=0.5).settings()
     assert (flat["taps.layers"], flat["taps.pool"], flat["alpha"], flat["measures"]) == (

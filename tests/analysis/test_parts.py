@@ -316,3 +316,19 @@ def test_tasks_and_their_titles(net):
         tasks = module.tasks_of(context)
     assert [task.title for task in tasks] == ["A: accuracy", "A: harun, tsne", "B: harun"]
     assert [task.name for task in tasks] == ["profile-A", "held-A", "held-B"]
+
+
+def test_the_summary_names_the_device_a_part_was_measured_on(tmp_path):
+    net = Net()
+    analyze(net, TRAIN, TEST, measures="ridge", out=tmp_path)
+    path = tmp_path / "parts/profile-data.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    said = json.loads(arrays["note"].tobytes())
+    assert said["extra"]["device"] == "cpu"
+    said["extra"]["device"] = "cuda:0"
+    arrays["note"] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    with path.open("wb") as file:
+        np.savez(file, **arrays)
+    found = analyze(net, TRAIN, TEST, measures="ridge", out=tmp_path)
+    assert found.summary["machine"]["device"] == "cuda:0"

@@ -10,6 +10,7 @@ from pages import items
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.build import _page
 from tunnel_lightning.report.charts import Chart, Map, Points, Table
+from tunnel_lightning.report.overlay import Member, page_of_runs
 from tunnel_lightning.runs import ProfileTable, RunError, curve, write_analysis
 
 
@@ -160,6 +161,31 @@ def test_probes_of_two_kinds_are_never_averaged(tmp_path, mlp_rows):
     found, _, _ = profiles(folders)
     assert len(found["overlay_id_layer"].lines) == 2
     assert len(found["overlay_rank_layer"].lines) == 1
+
+
+def test_the_trained_set_is_the_one_each_run_knows(tmp_path, tested):
+    names = {"Glyphs": "zzz", "Digits": "AAA"}
+    rows = [r._replace(dataset=names[r.dataset]) for r in tested if r.measure != "accuracy"]
+    rows.sort(key=lambda row: row.dataset)
+    members = [
+        Member(f"mlp/version_{k}", [r._replace(run_id=f"mlp/version_{k}") for r in rows], "zzz", "mlp")
+        for k in range(2)
+    ]
+    page = page_of_runs(members)
+    found = {item.key: item for section in page.sections for item in section.items}
+    for key, name in (("id", "zzz"), ("ood", "AAA")):
+        (line,) = found[f"overlay_{key}_layer"].lines
+        np.testing.assert_allclose(line.y, 100 * curve(rows, dataset=name).layers_only().value)
+    assert page.headline == "2 networks. Tunnel by the 95 % rule: mlp from layer 6"
+    assert [row[6:9] for row in found["runs"].rows] == [[6, 7, 3]] * 2
+    assert "Ridge probe accuracy, test %" in found["all_layers"].columns
+    other = [
+        *members,
+        Member("net/version_0", [r._replace(run_id="net/version_0") for r in rows], "AAA", "net"),
+    ]
+    (table,) = page_of_runs(other).sections[-1].items
+    assert "Ridge probe accuracy, test %" not in table.columns, "there is no one trained set"
+    assert {"Ridge probe accuracy, zzz test %", "Ridge probe accuracy, AAA test %"} <= set(table.columns)
 
 
 def test_runs_on_other_sets_are_no_seeds(tmp_path, mlp_rows):

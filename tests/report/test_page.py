@@ -158,6 +158,7 @@ def test_figures_for_papers(analysed, tmp_path):
         "spectrum_Glyphs_test",
         "nc1",
         "over_time_rank_cov",
+        "over_time_transfer",
         "additions",
     }
     assert {f"{name}.{kind}" for name in wanted for kind in ("svg",)} <= names

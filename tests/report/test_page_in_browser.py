@@ -98,7 +98,7 @@ def test_it_draws_everything_and_asks_for_nothing(session, file, width):
         """return [...document.querySelectorAll('.plot')].map((p) =>
              p.querySelectorAll('.scatterlayer .js-line, .scatterlayer .point, .heatmaplayer image').length)"""
     )
-    assert len(traces) == 26
+    assert len(traces) == 27
     assert all(traces), "each plot has lines, points or cells"
     console, asked = page.logs()
     assert console == []

@@ -1,19 +1,32 @@
 """The sections of one run's page: they say and draw the numbers of the files."""
 
+import io
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from pages import items
+from rich.console import Console
 
-from tunnel_lightning.report import write_report
+from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import _page
 from tunnel_lightning.report.charts import Chart, Map, Table
 from tunnel_lightning.report.interactive import figure
-from tunnel_lightning.report.sections import page_of_run, read_source
+from tunnel_lightning.report.sections import page_of_run
+from tunnel_lightning.report.source import read_source
 from tunnel_lightning.report.structure import collapse
-from tunnel_lightning.runs import Row, RunError, curve, load_analysis, tunnels, write_analysis
+from tunnel_lightning.runs import (
+    ProfileTable,
+    Row,
+    Run,
+    RunError,
+    curve,
+    load_analysis,
+    tunnels,
+    write_analysis,
+)
 
 
 @pytest.fixture(scope="module")
@@ -257,10 +270,79 @@ def test_the_trained_set_is_the_one_the_summary_names(measured, tmp_path):
     assert analysis_of(["ridge"], tmp_path, rows).headline != page.headline, "the rows do not tell"
 
 
+GUESSES = [
+    "runs.curves.id_dataset", "runs.tunnel.id_dataset", "runs.reader.id_dataset", "report.source.id_dataset",
+]  # fmt: skip
+
+
+def renamed(rows):
+    """The same with a trained set that comes last by name and in the rows, which do not tell it."""
+    names = {"Glyphs": "zzz", "Digits": "AAA", "Fashion": "BBB"}
+    found = [r._replace(dataset=names[r.dataset]) for r in rows]
+    rows = [r for r in found if (r.measure, r.variant) != ("accuracy", "network") and r.variant != "online"]
+    order = np.random.default_rng(0).permutation(len(rows))
+    return sorted((rows[k] for k in order), key=lambda row: row.dataset)
+
+
+def test_the_trained_set_is_never_guessed_where_it_is_told(measured, tmp_path, monkeypatch):
+    rows = renamed(measured)
+    rows += [r._replace(step=r.step - 1) for r in rows]
+    summary = {"dataset": "zzz", "title": "mlp", "step": 420}
+    source = read_source(write_analysis(tmp_path, rows, summary=summary))
+    source = replace(source, rows=[r for r in rows if r.step == 420], history=rows)
+    for guess in GUESSES:
+        monkeypatch.setattr(f"tunnel_lightning.{guess}", None)
+    page = page_of_run(source)
+    found = {item.key: item for section in page.sections for item in section.items}
+    assert {row[0] for row in found["transfer"].rows} == {"AAA", "BBB"}
+    first = next(line.label for line in found["depth_profile"].lines)
+    assert first == "zzz ridge (ID)"
+    assert "zzz test probe" in found["rules"].rows[0][3]
+    assert found["probes"].title == "Probes of zzz by how they are fitted"
+    assert found["ranks"].title == "How many dimensions zzz takes"
+    assert [line.label for line in found["nc1"].lines]
+    assert "Ridge probe accuracy, test %" in found["all_layers"].columns
+    assert "AAA test" in " ".join(found["all_layers"].columns)
+    assert found["over_time_transfer"].title.endswith("mean of 2 sets")
+    np.testing.assert_allclose(
+        found["over_time_probe_accuracy"].value[:, -1], 100 * curve(rows, dataset="zzz").layers_only().value
+    )
+    assert page.subtitle.startswith("mlp/version_0  ·  zzz")
+    assert page.headline.startswith("A tunnel from layer 6 of 12")
+    assert page.numbers[0].label == "start of the tunnel, 95 % rule"
+    for item in ("depth_profile", "over_time_probe_accuracy"):
+        assert any("zzz test" in text.get_text() for text in found[item].draw().axes[0].texts)
+    print_profile(Run(tmp_path, rows, "zzz"), Console(file=io.StringIO()))
+
+
+def test_profiles_of_the_training_are_of_the_set_they_were_made_on(analysed, measured, tmp_path, mlp_rows):
+    other = [
+        r._replace(dataset={"Glyphs": "Digits", "Digits": "Glyphs"}.get(r.dataset, r.dataset))
+        for r in measured
+    ]
+    ProfileTable(tmp_path / "profile.csv").append(mlp_rows)
+    source = read_source(write_analysis(tmp_path / "analysis", other, summary={"dataset": "Digits"}).parent)
+    assert (source.own, source.history_own) == ("Digits", "Glyphs"), "analysed on other images"
+    silent = [r for r in mlp_rows if r.dataset == "Digits" or r.measure == "rank_cov"]
+    ProfileTable(tmp_path / "profile.csv").write([r for r in silent if r.layer != "network"])
+    (tmp_path / "analysis").rename(tmp_path / "one")
+    assert read_source(tmp_path).own == "Digits", "nothing tells: the first probe"
+    write_analysis(tmp_path / "analysis", measured, summary={"dataset": "Glyphs"})
+    assert read_source(tmp_path).history_own == "Glyphs", "the analysis tells"
+
+
+def test_the_nearest_neighbours_have_a_name_whatever_their_number(measured, tmp_path):
+    few = [r._replace(variant="k=12") if r.measure == "knn_accuracy" else r for r in measured]
+    page = analysis_of(["ridge"], tmp_path, few)
+    found = {item.key: item for section in page.sections for item in section.items}
+    assert "Accuracy of the 12 nearest neighbours, test %" in found["all_layers"].columns
+    assert "12 nearest neighbours" in [line.label for line in found["nearest"].lines]
+
+
 def test_fewer_neighbours_than_twenty_are_drawn():
     rows = [
         Row("run", 0, 0, -1, "test", "Glyphs", f"layer{i}", i, "knn_accuracy", "k=12", 0.5, 0.1, 40, 8)
         for i in (1, 2)
     ]
-    (chart,) = collapse(rows)
+    (chart,) = collapse(rows, "Glyphs")
     assert [each.label for each in chart.lines] == ["12 nearest neighbours"]

@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from tunnel_lightning.report import print_profile, profile_table
-from tunnel_lightning.runs import Run, RunError, curve, tunnels
+from tunnel_lightning.runs import Run, RunError, curve, ood_datasets, tunnels
 
 
 def printed(rows, width=80, path="runs/mlp/version_0", encoding="utf-8", **console):
@@ -67,10 +67,79 @@ def test_fits_the_width(rows, width, request):
 
 def test_several_sets_are_columns_where_there_is_room_and_else_their_mean(three_sets_rows):
     assert "FashionMNIST" in printed(three_sets_rows, 120).split("─")[0]
-    narrow = printed(three_sets_rows, 80)
+    wide = printed(three_sets_rows, 80)
+    assert "FashionMNIST" in wide.split("─")[0]
+    assert "no room here: dim\n" in wide
+    narrow = printed(three_sets_rows, 60)
     assert "3 sets" in narrow.split("─")[0]
     curves = [curve(three_sets_rows, dataset=n).value for n in ("Digits", "FashionMNIST", "SVHN")]
     assert f"{100 * sum(c[3] for c in curves) / 3:.1f}" in table_lines(narrow)[3]
+
+
+def numbers_of(rows, without, apart):
+    """Of each layer the numbers that are not left out, as they are to be read."""
+    probe, rank = curve(rows), curve(rows, "rank_cov", "rtol=1e-3")
+    ood = [curve(rows, dataset=name).value for name in ood_datasets(rows)]
+    ranks = dict(zip(rank.index, rank.value, strict=True))
+    lines = []
+    for i in range(13):
+        cells = {"#": f"{i}", "dim": "256", "ID %": f"{100 * probe.value[i]:.1f}"}
+        shown = [values[i] for values in ood] if apart else [sum(values[i] for values in ood) / len(ood)]
+        cells |= {f"OOD % {k}": f"{100 * value:.1f}" for k, value in enumerate(shown)}
+        cells["rank"] = f"{ranks[i]:.0f}" if i else "-"
+        lines.append(
+            [cell for name, cell in cells.items() if not any(each and each in name for each in without)]
+        )
+    return lines
+
+
+@pytest.mark.parametrize("width", [15, 20, 30, 40, 50, 60, 70])
+@pytest.mark.parametrize("rows", ["mlp_rows", "three_sets_rows", "long_rows"])
+def test_no_number_is_cut(rows, width, request):
+    rows = request.getfixturevalue(rows)
+    text = printed(rows, width)
+    assert "…" not in text
+    left_out = " ".join(text.split()).partition("no room here: ")[2].partition(" ID, OOD")[0]
+    found = [re.findall(r"(?<!\S)(?:\d[\d.]*|-)(?!\S)", line.partition("◀")[0]) for line in table_lines(text)]
+    without = left_out.replace("Digits ", "").split(", ")
+    assert found == numbers_of(rows, without, "3 sets" not in text.partition("─")[0])
+    assert ("◀ OOD" in text) == ("tunnel starts" not in left_out)
+    assert ("rank:" in text) == ("rank" not in left_out)
+    if width >= 20:
+        assert max(map(len, text.partition("\nrun folder")[0].splitlines())) <= width
+
+
+@pytest.fixture
+def long_rows(mlp_rows):
+    name = "model.encoder.layers.{}.block.mlp"
+    return [
+        r._replace(layer=name.format(r.layer)) if r.index and r.layer != "network" else r for r in mlp_rows
+    ]
+
+
+def test_columns_go_by_importance_where_there_is_little_room(mlp_rows):
+    said = {width: re.findall(r"no room here: (.*)\n", printed(mlp_rows, width)) for width in (40, 50, 80)}
+    assert said == {40: ["dim, tunnel starts"], 50: ["dim"], 80: []}
+    assert "layers.11.linear" in printed(mlp_rows, 60), "names are whole where they fit"
+
+
+def test_the_trained_set_is_the_one_the_run_knows(mlp_rows):
+    names = {"Glyphs": "zzz", "Digits": "AAA"}
+    rows = [
+        r._replace(dataset=names[r.dataset])
+        for r in mlp_rows
+        if r.layer != "network" and r.variant != "online"
+    ]
+    rows.sort(key=lambda row: row.dataset)
+    run = Run("runs/mlp/version_0", rows, "zzz")
+    run.rows = rows
+    head = [column.header.plain for column in profile_table(run).columns]
+    assert head[3:5] == ["zzz\nID %", "AAA\nOOD %"]
+    file = io.StringIO()
+    print_profile(run, Console(file=file, width=100))
+    assert "transfer to AAA peaks" in file.getvalue()
+    starts = [line for line in table_lines(file.getvalue()) if "◀ 95 %" in line]
+    assert [int(line.split()[0]) for line in starts] == [tunnels(rows, "zzz")["id95"].start]
 
 
 def test_long_names_are_shortened_in_the_middle(mlp_rows):

@@ -117,14 +117,14 @@ def test_numbers():
         )
         for i, v in enumerate([40.0, 63.0, 20.0, 9.0], 1)
     ]
-    found = numbers([*rows_of(RISING, 0.5, Digits=FALLING), *rank])
+    found = numbers([*rows_of(RISING, 0.5, Digits=FALLING), *rank], "Glyphs")
     assert [n.value for n in found] == ["50.0 %", "layer 3 of 4", "63 → 9", "67 %"]
     assert found[0].detail == "Glyphs test, 500 images, 95 % interval 45.6 to 54.4 %"
     assert found[1].detail == "98 % rule: layer 4, OOD rule: layer 3"
     assert found[2].detail == "highest at layer 2, where 64 is the most possible"
     assert found[3].detail == "best at layer 2: 90.0 %; at the end 60.0 %"
-    assert numbers([]) == []
-    assert [n.value for n in numbers(rows_of([0.49, 0.5, 0.5, 0.5], 0.5))] == ["50.0 %", "none"]
+    assert numbers([], None) == []
+    assert [n.value for n in numbers(rows_of([0.49, 0.5, 0.5, 0.5], 0.5), "Glyphs")] == ["50.0 %", "none"]
 
 
 def test_interval_of_nothing():
@@ -136,19 +136,19 @@ def test_nothing_is_right_or_measured():
     assert headline(nothing) == (
         "Where the tunnel starts is unknown: the network's 0.0 % leave the probes nothing to reach"
     )
-    assert [n.value for n in numbers(nothing)] == ["0.0 %"]
+    assert [n.value for n in numbers(nothing, "Glyphs")] == ["0.0 %"]
     raw = rows_of(RISING, 0.5, Digits=[0.3, 0.0, 0.0, 0.0, 0.0])
     assert headline(raw).endswith("transfer to Digits is best from the raw pixels and loses 100 % by the end")
-    assert [n.value for n in numbers(raw)] == ["50.0 %", "layer 3 of 4"]
+    assert [n.value for n in numbers(raw, "Glyphs")] == ["50.0 %", "layer 3 of 4"]
     nan = rows_of([float("nan")] * 4, float("nan"), raw=float("nan"), Digits=[float("nan")] * 4)
     assert headline(nan) == (
         "Where the tunnel starts is unknown: the Glyphs test probe has no finite value in any layer"
     )
-    assert numbers(nan) == []
+    assert numbers(nan, "Glyphs") == []
 
 
 def test_the_words_are_those_of_the_probe_there_is():
     rows = rows_of(RISING, 0.5, Digits=FALLING)
     harun = [r._replace(variant="harun") if r.measure == "probe_accuracy" else r for r in rows]
     assert headline(harun) == headline(rows)
-    assert [n.value for n in numbers(harun)] == ["50.0 %", "layer 3 of 4", "67 %"]
+    assert [n.value for n in numbers(harun, "Glyphs")] == ["50.0 %", "layer 3 of 4", "67 %"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
@@ -170,7 +172,9 @@ def try_on(subject: Subject, images: ImageSet) -> None:
             # Not through a compiled one: taps have to be made before its first call.
             output = getattr(subject.model, "_orig_mod", subject.model)(x)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(cannot_run(subject.title, images, error)) from error
+        raise ValueError(
+            cannot_run(subject.title, images, error, subject.model, by_command=subject.data is not None)
+        ) from error
     scores = scores_of(output)
     if scores is not None:
         compare_outputs(subject, scores.shape[1], images)
@@ -179,13 +183,39 @@ def try_on(subject: Subject, images: ImageSet) -> None:
         subject.notes.append("the network gives no scores [B, classes], so its own accuracy is not measured")
 
 
-def cannot_run(title: str, images: ImageSet, error: Exception) -> str:
-    """The sentence on a network that can't take images of this shape."""
+def cannot_run(
+    title: str,
+    images: ImageSet,
+    error: Exception,
+    model: nn.Module | None = None,
+    by_command: bool = True,
+) -> str:
+    """The sentence on a network that can't take these images.
+
+    Args:
+        title: the network's.
+        images: they are float32.
+        error: what it raised.
+        model: the network, where it is made.
+        by_command: the images are named on the command line; else they are at hand, as in a notebook.
+    """
     why = next(iter(str(error).splitlines()), type(error).__name__)
-    return (
-        f"{title} can't run images {list(images.image_shape)} of {images.name} ({why}): choose another size with "
-        "--data.image_size, or other --data"
+    said = f"{title} can't run images {list(images.image_shape)} of {images.name} ({why})"
+    weights = {p.dtype for p in model.parameters() if p.is_floating_point()} if model is not None else set()
+    if "type" in str(error) and (other := weights - {torch.float32}):
+        kinds = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in other))
+        return f"{said}: it has {kinds} weights and the images are float32; convert it with .float()"
+    channels = re.search(r"expected input.* to have (\d+) channels, but got (\d+) channels", str(error))
+    if channels and int(channels[2]) == images.image_shape[0]:
+        more = f"set --data.channels={channels[1]}, or choose other --data"
+        cure = more if by_command else f"give images with {channels[1]}"
+        return f"{said}: it takes {channels[1]} channels and the images have {channels[2]}; {cure}"
+    cure = (
+        "choose another size with --data.image_size, or other --data"
+        if by_command
+        else "give images of the shape it was made for"
     )
+    return f"{said}: {cure}"
 
 
 def _words(shape: Shape) -> str:

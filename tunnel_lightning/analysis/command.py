@@ -23,7 +23,7 @@ import tunnel_lightning.data  # noqa: F401 - for their names: `--data CIFAR10` i
 from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.context import Context, check_machine, fabric_of
 from tunnel_lightning.analysis.options import Options, with_protocol
-from tunnel_lightning.analysis.parts import PARTS_FOLDER, perform
+from tunnel_lightning.analysis.parts import PARTS_FOLDER, check_place, perform
 from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.progress import Bars
 from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
@@ -128,6 +128,8 @@ def analyze(request: Request, options: Options) -> None:
         KeyboardInterrupt: with what to do to go on.
     """
     start = time.perf_counter()
+    if asked := request.out or request.run:
+        check_place(Path(asked) if request.out else Path(asked) / ANALYSIS_FOLDER)
     fabric = request.fabric()
     fabric.launch()
     try:
@@ -151,9 +153,9 @@ def measure(request: Request, options: Options, fabric: Fabric) -> Path:
         with Bars(enabled=fabric.is_global_zero) as bars:
             subject = request.subject()
             own, others = subject.sets()
-            bars(f"analysing {subject.title} on {own.name}", 0, 0)
             checkpoints = checkpoints_of(request.run) if request.run and request.ckpt == "all" else []
             with Context(subject, own, others, options, fabric, bars) as context:
+                bars(f"analysing {subject.title} on {own.name}", 0, 0)
                 folder = Path(fabric.broadcast(str(place(request, subject))))
                 perform(context, folder, checkpoints)
     except KeyboardInterrupt:

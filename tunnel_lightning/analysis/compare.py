@@ -2,8 +2,8 @@
 
 The comparison folder (`runs/compare/version_N`), read by the report without torch:
 
-- ``comparison.json``: {"schema": 1, "title", "checkpoint" (as asked: "last", "best"), "dataset", "split",
-  "images", "runs": [{"run_id", "path", "group" (a group's key), "network": {"name", "parameters", "layers"},
+- ``comparison.json``: {"schema": 1, "title", "checkpoint" (as asked: "last", "best" or a path), "dataset",
+  "split", "images", "runs": [{"run_id", "path", "group" (a group's key), "network": {"name", "parameters", "layers"},
   "checkpoint", "step", "epoch", "accuracy": {"value", "low", "high", "n"} | null, "blocks": [{"start", "end"
   (layers), "start_index", "end_index" (their indices as in ``profile.csv``, from 1), "size", "min_cka"}],
   "profile": "analysis" | "training" | null, "dataset" (it was trained on)}], "groups": [{"key": "a", "name",
@@ -88,7 +88,8 @@ def compare(
         runs: run folders that ``fit`` made, at least two.
         data: whose test images are shown; by default those of the first run's own set.
         images: so many of them, spread evenly; None for all.
-        ckpt: the checkpoint of each run, ``best`` or ``last``.
+        ckpt: the checkpoint of each run: ``best``, ``last``, or a path in each run folder, such as
+            ``checkpoints/epoch=10.ckpt``.
         taps: which layers, and how their outputs become features; ``pool="gram"`` takes all of an output.
         groups: a group's name for each run, in their order; by default runs whose configs differ in training
             seed, name, folder and what is watched only form a group.
@@ -107,8 +108,8 @@ def compare(
         RunError: fewer than two runs, one given twice, a profile that can't be read, or ``out`` holds something
             else.
         FileNotFoundError: a folder is no run, or has no such checkpoint.
-        ValueError: runs that can't be read or shown the images, groups of networks with different classes, a
-            number out of its range, or more memory needed than allowed.
+        ValueError: runs that can't be read or shown the images, one checkpoint for all of them, groups of networks
+            with different classes, a number out of its range, or more memory needed than allowed.
     """
     from tunnel_lightning.report import write_report  # plotly takes a while to import
 

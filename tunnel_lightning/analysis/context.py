@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
+from tunnel_lightning.analysis.base import cannot_run
 from tunnel_lightning.analysis.limits import check_images, check_layers
 from tunnel_lightning.analysis.options import Options
 from tunnel_lightning.analysis.sets import ImageSet, shard
@@ -140,6 +141,11 @@ class Context:
             self._go_home()
             raise
 
+    @property
+    def precision(self) -> str:
+        """That of the forward passes, as Lightning names it."""
+        return str(self.fabric.strategy.precision.precision)
+
     def __enter__(self) -> Context:
         return self
 
@@ -157,28 +163,34 @@ class Context:
         """Taps on the network, with the layers learnt from two images run through the model.
 
         Raises:
-            ValueError: the network can't run these images.
+            ValueError: the network can't run these images, or was compiled and called before.
         """
         taps = Taps(self.subject.network, spec)
         x = self.example
         taps.arm()
         try:
             with quiet(self.model), self.fabric.autocast():
-                self.model(x)
+                self._call(x)
                 taps.take()
-        except RuntimeError as error:
+        except BaseException as error:
             taps.remove()
-            raise ValueError(
-                f"{self.subject.title} can't run images {list(x.shape[1:])} of {self.own.name}: "
-                f"{str(error).splitlines()[0]}; choose another size with --data.image_size, or other --data"
-            ) from error
-        except BaseException:
-            taps.remove()
+            if isinstance(error, RuntimeError):  # of the taps: no layer ran
+                raise ValueError(f"{self.subject.title}: {error}") from error
             raise
         finally:
             taps.disarm()
         taps.features_of_input(x)
         return taps
+
+    def _call(self, x: Tensor) -> None:
+        try:
+            self.model(x)
+        except RuntimeError as error:
+            raise ValueError(
+                cannot_run(
+                    self.subject.title, self.own, error, self.model, by_command=self.subject.data is not None
+                )
+            ) from error
 
     def run(
         self,

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tunnel_lightning.measures.recipes import RECIPES
+from tunnel_lightning.runs.lists import listed
 from tunnel_lightning.taps import TapSpec
 
 STREAMED = ("ridge", "ranks", "variance", "collapse", "cka")
@@ -24,6 +25,8 @@ DEFAULT = (*STREAMED, "logistic", "knn", "tsne", *EXTRA)
 FITTED = ("logistic", *RECIPES)
 """Probes that are trained; the others are solved in closed form."""
 
+HELD_IMAGES = 10_000
+"""Images of each split whose features are held, unless asked otherwise."""
 MAPPED = 2_000
 """Images of a similarity of two whole matrices: memory takes their square."""
 PICTURED = 1_000
@@ -45,9 +48,9 @@ class Options:
             on a sample; additions (probes round residual additions) and blocks (every output, unpooled).
         fit_images: training images of each set the ridge probes are fitted on; None for all.
         eval_images: test images of each set everything is scored on; None for all.
-        sample: training and test images of each set whose features are held, for what can't be streamed. What is
-            done with them is done on the CPU, whatever the device of the passes; maps of whole matrices take at
-            most 2,000 of the test images, pictures 1,000.
+        sample: training and test images of each set whose features are held, for what can't be streamed; by
+            default 10,000, or what a protocol takes. What is done with them is done on the CPU, whatever the
+            device of the passes; maps of whole matrices take at most 2,000 of the test images, pictures 1,000.
         block_images: test images of the map over every output of the network.
         alpha: penalty of the ridge probes, relative to the number of images.
         memory_gb: GiB that sums, or held features and the work on them, may take beside the network and its
@@ -68,7 +71,7 @@ class Options:
     measures: str | Sequence[str] = DEFAULT
     fit_images: int | None = None
     eval_images: int | None = None
-    sample: int = 10_000
+    sample: int | None = None
     block_images: int = 2_560
     alpha: float = 1e-2
     memory_gb: float = 4.0
@@ -77,7 +80,7 @@ class Options:
 
     def __post_init__(self) -> None:
         for each in ("measures", "pictures"):
-            object.__setattr__(self, each, _listed(getattr(self, each)))
+            object.__setattr__(self, each, listed(getattr(self, each)))
         unknown = [name for name in self.measures if name not in MEASURES]
         if unknown or not self.measures:
             said = f"no measure {unknown[0]!r}" if unknown else "no measures"
@@ -105,7 +108,12 @@ class Options:
     def held(self, split: str) -> int:
         """The most images of a split whose features are held."""
         asked = self.fit_images if split == "train" else self.eval_images
-        return min(self.sample, asked or self.sample)
+        return min(self.sample_images, asked or self.sample_images)
+
+    @property
+    def sample_images(self) -> int:
+        """The most images of a split whose features are held, where all are measured."""
+        return HELD_IMAGES if self.sample is None else self.sample
 
     @property
     def map_images(self) -> int:
@@ -127,6 +135,7 @@ class Options:
         flat = {key: value for key, value in asdict(self).items() if key not in ("taps", "memory_gb")}
         flat |= {key: list(flat[key]) for key in ("measures", "pictures")}
         flat |= {
+            "sample": self.sample_images,
             "block_images": self.every_output_images,
             "map_images": self.map_images,
             "picture_images": self.picture_images,
@@ -134,12 +143,6 @@ class Options:
         }
         flat["held_device"] = "cpu"
         return {**{f"taps.{key}": value for key, value in asdict(self.taps).items()}, **flat}
-
-
-def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
-    """Names given as a list, or in one text with commas between."""
-    split = [name.strip() for name in names.split(",")] if isinstance(names, str) else names
-    return tuple(name for name in split if name)
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -159,7 +162,7 @@ tunnel and transfer are told by it."""
 def with_protocol(options: Options, protocol: str | None) -> Options:
     """The options with a paper's protocol: its pooling, cap and measures in the place of theirs.
 
-    Its sample too, where theirs is the default: ``masarczyk`` and ``harun`` train probes on all training images.
+    Its sample too, where none is asked for: ``masarczyk`` and ``harun`` train probes on all training images.
 
     - ``masarczyk`` (Masarczyk et al., 2023, released code): features flattened, 8,000 fixed random columns, Adam
       probes, ranks and variances.
@@ -180,5 +183,5 @@ def with_protocol(options: Options, protocol: str | None) -> Options:
         raise ValueError(f"no protocol {protocol!r}: choose one of {', '.join(PROTOCOLS)}")
     chosen = PROTOCOLS[protocol]
     taps = replace(options.taps, pool=chosen["pool"], max_features=chosen["max_features"])
-    sample = chosen.get("sample", options.sample) if options.sample == Options.sample else options.sample
+    sample = chosen.get("sample") if options.sample is None else options.sample
     return replace(options, taps=taps, measures=chosen["measures"], sample=sample)

@@ -19,13 +19,21 @@ from torch import Tensor
 from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.held import held_set
 from tunnel_lightning.analysis.options import FITTED, SAMPLE_MAPS, STREAMED
-from tunnel_lightning.analysis.over_time import at_checkpoint, weight_changes, weights_of
+from tunnel_lightning.analysis.over_time import (
+    at_checkpoint,
+    cost,
+    spacing,
+    taken,
+    weight_changes,
+    weights_of,
+)
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part, Store, fingerprint, images_key, tensors_key
 from tunnel_lightning.analysis.streamed import other_set, own_set
 from tunnel_lightning.analysis.structure import additions, blocks
 from tunnel_lightning.analysis.subject import reload
 from tunnel_lightning.analysis.summary import summarise, transfer_rows
+from tunnel_lightning.analysis.weights import FOLDER, torn_in
 from tunnel_lightning.callbacks.places import flops_by_path, layer_infos
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.build import REPORT_FILE
@@ -174,6 +182,7 @@ def finish(context: Context, store: Store, task: Task) -> Part:
         steps = {f"{task.title}: {step}": value for step, value in context.seconds.items()}
         found.seconds = {task.title: seconds, **steps}
         found.extra["notes"], context.notes = context.notes, before
+        found.extra["device"] = str(context.fabric.device)
         if context.fabric.is_global_zero:
             store.save(task.name, key, found)
         context.fabric.barrier(task.name)  # the others look for the next part when this one is there
@@ -194,7 +203,7 @@ def key_of(context: Context, task: Task) -> str:
     return fingerprint(
         package_versions(),  # which the summary states for all parts
         settings,
-        str(context.fabric._precision.precision),
+        context.precision,
         (subject.run_id, subject.step, subject.epoch, subject.matches),
         str(subject.model),
         tensors_key(subject.model.state_dict()),
@@ -202,16 +211,47 @@ def key_of(context: Context, task: Task) -> str:
     )
 
 
+def tasks_at_checkpoint(context: Context) -> list[Task]:
+    """The parts of the checkpoint that the network holds now, which is not the analysed one."""
+    step, wants = f"step {context.subject.step}", context.options.wants
+    measures = wants("ridge", "ranks")
+    title = f"{step}: {', '.join(measures) or 'accuracy'}"
+    found = [Task(step, title, context.own, measures, partial(at_checkpoint, context))]
+    for images in context.others if wants("ridge") else ():
+        make = partial(other_set, context, images)
+        found.append(
+            Task(f"{step} transfer-{images.name}", f"{step}: {images.name}: ridge", images, ("ridge",), make)
+        )
+    return found
+
+
 def develop(context: Context, store: Store, checkpoints: Sequence[Path]) -> list[Part]:
-    """The profile at every checkpoint; the network holds the analysed one again afterwards."""
+    """The profile at every checkpoint; the network holds the analysed one again afterwards.
+
+    Ridge probes and ranks on the in-distribution set, ridge probes on the others, each set a part of its own, and how
+    far the weights moved since the checkpoint before. ``best.ckpt`` is left out, see :func:`taken`, and so are files
+    that can't be read.
+
+    Args:
+        context: the analysis, of a run.
+        store: where finished parts are kept.
+        checkpoints: of the run, one for each step.
+    """
     subject = context.subject
+    assert subject.run is not None, "only a run has checkpoints"
+    for path in torn_in(subject.run):
+        context.note(
+            f"{FOLDER}/{path.name} can't be read as a checkpoint and is left out of the development: a run that is "
+            "killed while it writes leaves such a file"
+        )
     parts: list[Part] = []
+    analysed, step = subject.run / subject.checkpoint, subject.step
+    checkpoints = taken(checkpoints, analysed)
     if len(checkpoints) < 2:
         context.note("one checkpoint, so nothing over time: train with `fit --keep_every N` to keep more")
         return parts
-    assert subject.run is not None, "only a run has checkpoints"
-    analysed, step = subject.run / subject.checkpoint, subject.step
     before: dict[str, Tensor] | None = None
+    steps: list[int] = []
     measures = context.options.wants("ridge", "ranks")
     absent = {name: what for name, what in (("ridge", "probes"), ("ranks", "ranks")) if name not in measures}
     if absent:
@@ -219,25 +259,24 @@ def develop(context: Context, store: Store, checkpoints: Sequence[Path]) -> list
             f"no {' or '.join(absent.values())} over time: of each checkpoint only ridge probes and ranks are "
             f"measured, and the measures leave out {' and '.join(absent)}"
         )
+    context.progress(cost(context, len(checkpoints) - 1), 0, 0)
     try:
         for path in checkpoints:
             reload(subject, path)
+            steps.append(subject.step)
             if subject.step != step:
-                name = f"step {subject.step}"
-                task = Task(
-                    name,
-                    f"{name}: {', '.join(measures) or 'accuracy'}",
-                    context.own,
-                    measures,
-                    partial(at_checkpoint, context),
-                )
-                parts.append(finish(context, store, task))
+                context.prefix = f"step {subject.step}: "
+                found = [finish(context, store, task) for task in tasks_at_checkpoint(context)]
+                parts += [*found, Part(transfer_rows(context, [row for part in found for row in part.rows]))]
             after = weights_of(context)
             if before is not None:
                 parts.append(Part(weight_changes(context, before, after)))
             before = after
     finally:
+        context.prefix = ""
         reload(subject, analysed)
+    if uneven := spacing(steps):
+        context.note(uneven)
     return parts
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from tunnel_lightning.analysis.base import add_transfer
 from tunnel_lightning.analysis.context import Context, Progress
 from tunnel_lightning.analysis.options import Options
-from tunnel_lightning.analysis.parts import perform
+from tunnel_lightning.analysis.parts import check_place, perform
 from tunnel_lightning.analysis.sets import ImageSet, distinct
 from tunnel_lightning.analysis.subject import subject_of
 from tunnel_lightning.report import depth_profile, write_report
@@ -95,7 +95,7 @@ def analyze(
             images; an empty list for none.
         num_classes: by default one more than the largest training label.
         name: title of the network.
-        dataset: name of the in-distribution set.
+        dataset: name of the in-distribution set; a transfer set of the same name is told apart by a ``-2`` behind it.
         out: folder to write the analysis to, where a later call goes on with its finished parts; by default a
             temporary one that goes with the profile.
         options: what is measured; see :class:`Options`.
@@ -107,7 +107,8 @@ def analyze(
         The profile.
 
     Raises:
-        ValueError: a set that no probe can be fitted on, images the network can't take, too little memory.
+        ValueError: a set that no probe can be fitted on, images the network can't take, other sets in no form that
+            is known, too little memory, or ``out`` holds something else.
 
     Example:
         >>> import torch
@@ -118,6 +119,9 @@ def analyze(
         >>> [layer.name for layer in profile.run.layers if layer.role == "layer"]
         ['0']
     """
+    check_sets(ood)
+    if out is not None:
+        check_place(Path(out))
     own = ImageSet.from_loaders(dataset, train, test, num_classes)
     subject = subject_of(model, name, own)
     if isinstance(ood, Mapping):
@@ -145,6 +149,35 @@ def analyze(
         _ = profile.run.layers  # for whoever keeps the run alone
         weakref.finalize(profile, kept.cleanup)
     return profile
+
+
+def check_sets(ood: Any) -> None:
+    """Refuse transfer sets that are given in no form that is known.
+
+    Raises:
+        ValueError: it tells the forms.
+
+    Example:
+        >>> check_sets("Digits")
+        Traceback (most recent call last):
+            ...
+        ValueError: ood is 'Digits': give {name: (train, test)}, a list of datamodules, or an empty list for none
+    """
+    wrong, forms = "", "{name: (train, test)}, a list of datamodules, or an empty list for none"
+    if isinstance(ood, Mapping):
+        pairs = (key for key, pair in ood.items() if not (isinstance(pair, (tuple, list)) and len(pair) == 2))
+        wrong = next((f"ood[{key!r}] is no pair" for key in pairs), "")
+    elif isinstance(ood, (tuple, list)):
+        others = (each for each in ood if not isinstance(each, LightningDataModule))
+        wrong = next((f"ood has {_short(each)} in it" for each in others), "")
+    elif ood is not None:
+        wrong = f"ood is {_short(ood)}"
+    if wrong:
+        raise ValueError(f"{wrong}: give {forms}")
+
+
+def _short(value: object) -> str:
+    return repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def own_copy(folder: Path, place: str, fabric: Fabric) -> Path:

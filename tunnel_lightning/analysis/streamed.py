@@ -163,7 +163,7 @@ def own_set(context: Context) -> Part:
         if agreement in observers:
             part.rows += rows_of(context, agreement.values(), images)
         for name in group if ranks else ():
-            moments: Any = states[name][-1]
+            moments = moment_measures(states[name])
             if moments.spectrum is not None:
                 part.arrays[f"{images.name}|test|{name}"] = moments.spectrum.cpu().numpy()
     if options.wants("cka"):
@@ -202,7 +202,7 @@ def fit(context: Context, plan: Plan, group: Sequence[str], taps: Taps | None = 
     with context.timed("solving"):
         for done, name in enumerate(group):
             context.progress(what, done, len(group))
-            state = states[name][0]
+            state = moment_measures(states[name])
             if plan.collapse:
                 found.means[name] = nearest_mean_head(moments_of(state))
             if name in dual:
@@ -227,6 +227,11 @@ def measured(context: Context, plan: Plan, states: States, taps: Taps | None = N
             rows += context.rows({name: found}, plan.images, "test", taps)
     context.progress(what, len(states), len(states))
     return rows
+
+
+def moment_measures(found: Sequence[Any]) -> Any:
+    """Those of a layer's measures that come from its moments, also where they were found unusable; else None."""
+    return next((each for each in found if hasattr(each, "moments")), None)
 
 
 def moments_of(measure: Any) -> Moments:

@@ -35,7 +35,7 @@ from tunnel_lightning.analysis.weights import (
     read_weights,
 )
 from tunnel_lightning.backbones import Backbone, Named, rebuild
-from tunnel_lightning.backbones.base import plain
+from tunnel_lightning.backbones.base import imported_class, plain
 from tunnel_lightning.callbacks.places import sole_child
 from tunnel_lightning.module import CHECKPOINT_KEY
 from tunnel_lightning.runs import run_id_of
@@ -265,7 +265,7 @@ def _backbone_of(state: Mapping[str, Any], path: Path, described: Any, config_fi
     kept = state.get(CHECKPOINT_KEY)
     if not isinstance(kept, Mapping) or "backbone" not in kept:
         raise ValueError(f"{path} is no checkpoint of a Classifier: give one that `fit` made")
-    backbone = rebuild(kept["backbone"])
+    backbone = _rebuilt(kept["backbone"], path, described, config_file)
     said = {"class_path": described.class_path, "init_args": plain(described.init_args.as_dict())}
     differs = any(
         said["init_args"].get(key, value) != value
@@ -278,6 +278,25 @@ def _backbone_of(state: Mapping[str, Any], path: Path, described: Any, config_fi
             f"{title_of(said)}; give a checkpoint of this run, or put its config back"
         )
     return backbone
+
+
+def _rebuilt(kept: Any, path: Path, described: Any, config_file: Path) -> Backbone:
+    """The network that a checkpoint says how to make; its class must be imported by now, as the config's is."""
+    name = kept.get("class_path") if isinstance(kept, Mapping) else None
+    try:
+        imported_class(str(name), Backbone)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} does not fit its config: it names {name!r} as its network, and {config_file} says "
+            f"{described.class_path}; give a checkpoint of this run, or put its config back"
+        ) from error
+    try:
+        return rebuild(kept)
+    except (KeyError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"{path} holds no network that can be made ({why}): give one that `fit` made"
+        ) from error
 
 
 def _load(subject: Subject, state: Mapping[str, Any], path: Path) -> None:

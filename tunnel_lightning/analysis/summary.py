@@ -97,18 +97,24 @@ def summarise(context: Context, rows: Sequence[Row], parts: Sequence[Part], flop
         "penalty": {k: v for part in parts for k, v in part.extra.get("penalty", {}).items()},
         "settings": {
             **context.options.settings(),
-            "precision": context.fabric._precision.precision,
+            "precision": context.precision,
             "batch_size": own.batch_size,
         },
         "versions": package_versions(),
         "machine": {
             **machine_info(),
-            "device": str(context.fabric.device),
+            "device": devices(context, parts),
             "processes": context.fabric.world_size,
         },
         "seconds": {what: round(value, 2) for part in parts for what, value in part.seconds.items()},
         "notes": [*subject.notes, *context.notes],
     }
+
+
+def devices(context: Context, parts: Sequence[Part]) -> str:
+    """Where the parts were measured, finished ones of earlier commands too: ``cpu``, or ``cpu, cuda:0``."""
+    here = str(context.fabric.device)
+    return ", ".join(dict.fromkeys(part.extra.get("device", here) for part in parts)) or here
 
 
 def _layers(rows: Sequence[Row], dataset: str, variant: str, step: int) -> Curve:

@@ -20,7 +20,9 @@ from torch import Tensor
 from tunnel_lightning.analysis.base import Subject, cannot_run, name_of
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.subject import load_run_subject, read_config
+from tunnel_lightning.analysis.weights import FOLDER
 from tunnel_lightning.data import ImageData
+from tunnel_lightning.measures.sample import gib
 from tunnel_lightning.measures.similarity import LayerSimilarity, SimilarityMap
 from tunnel_lightning.runs import RunError
 from tunnel_lightning.taps import Taps, TapSpec, quiet, untouched_rng
@@ -70,14 +72,14 @@ def gather(
     Args:
         runs: run folders, at least two.
         data: whose test images they see; by default those of the first run's own set.
-        ckpt: which checkpoint of each run, ``best`` or ``last``.
+        ckpt: which checkpoint of each run: ``best``, ``last``, or a path in the run folder.
         spec: which layers.
         batch_size: images of a batch.
 
     Raises:
         RunError: fewer than two runs, or one given twice.
         FileNotFoundError: a folder is no run, or has no such checkpoint.
-        ValueError: a run can't be read, or its network can't take the images.
+        ValueError: a run can't be read, its network can't take the images, or ``ckpt`` is one file for all runs.
     """
     folders = [Path(run).resolve() for run in runs]
     twice = next((run for run, folder in zip(runs, folders, strict=True) if folders.count(folder) > 1), None)
@@ -86,7 +88,7 @@ def gather(
     if len(folders) < 2:
         raise RunError(f"compare needs at least two run folders, got {len(folders)}: name another run.")
     with untouched_rng():  # networks are made with random weights before theirs are read
-        subjects = [load_run_subject(run, ckpt, ood=[]) for run in runs]
+        subjects = [load_run_subject(run, _of_each(Path(run), ckpt), ood=[]) for run in runs]
     made: dict[str, Any] = {}  # equal sets are read once
     for run, subject in zip(runs, subjects, strict=True):
         subject.data = made.setdefault(json.dumps(read_config(run)["data"], default=str), subject.data)
@@ -107,6 +109,18 @@ def gather(
             Member(run_id, subject, views[key], _kind(own) == _kind(shown), _tap(subject, views[key], spec))
         )
     return members
+
+
+def _of_each(run: Path, ckpt: str) -> str | Path:
+    """The checkpoint of one of several runs: a path starts in its folder, so that each run has its own."""
+    if ckpt in ("best", "last"):
+        return ckpt
+    if Path(ckpt).is_absolute() or ".." in Path(ckpt).parts:
+        raise ValueError(
+            f"ckpt {ckpt!r} would be one file for all runs: give best, last, or a path in each run folder, such as "
+            "checkpoints/last.ckpt"
+        )
+    return next((path for path in (run / ckpt, run / FOLDER / ckpt) if path.is_file()), run / ckpt)
 
 
 def _view(shown: LightningDataModule, subject: Subject) -> tuple[Any, Callable[[], LightningDataModule]]:
@@ -138,7 +152,7 @@ def _tap(subject: Subject, images: ImageSet, spec: TapSpec | None) -> Taps:
     try:
         taps.dry_run(images.example)
     except RuntimeError as error:
-        raise ValueError(cannot_run(subject.run_id, images, error)) from error
+        raise ValueError(cannot_run(subject.run_id, images, error, subject.network)) from error
     return taps
 
 
@@ -221,8 +235,8 @@ def check_memory(members: Sequence[Member], images: int | None, memory_limit: in
         "the answers": 4 * answering * members[0].images.size(SPLIT, images) * members[0].images.num_classes,
     }
     if sum(parts.values()) > memory_limit:
-        most = ", ".join(f"{what} {size / GIB:.2f} GiB" for what, size in parts.items())
+        most = ", ".join(f"{what} {gib(size)}" for what, size in parts.items())
         raise ValueError(
-            f"the comparison needs {sum(parts.values()) / GIB:.2f} GiB ({most}) and memory_gb is "
-            f"{memory_limit / GIB:.2f}: compare fewer runs, fewer --taps.layers, or with --taps.pool avg"
+            f"the comparison needs {gib(sum(parts.values()))} ({most}) and the limit (memory_gb) is "
+            f"{gib(memory_limit)}: compare fewer runs, fewer --taps.layers, or with --taps.pool avg"
         )

@@ -13,22 +13,50 @@ from torch import Tensor, nn
 from tunnel_lightning.callbacks.run_folder import read_checkpoint
 
 FOLDER = "checkpoints"
+BEST = "best.ckpt"
+
+
+class Refused(ValueError):
+    """A file that could run code, were it opened."""
 
 
 def checkpoints_of(run: str | Path) -> list[Path]:
-    """The checkpoints of a run in the order of their steps, one for each step.
+    """The checkpoints of a run in the order of their steps, one for each step: ``best.ckpt`` where it stands alone.
+
+    Those that can't be read, as one that was being written when its run was killed, are left out: see
+    :func:`torn_in`.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: one can't be read.
+        ValueError: one could run code, or none can be read.
     """
-    paths = sorted((Path(run) / FOLDER).glob("*.ckpt"))
-    if not paths:
-        raise _none_yet(Path(run))
-    found: dict[int, Path] = {}
-    for path in paths:
-        found.setdefault(int(read_run_checkpoint(path)["global_step"]), path)
+    found, torn = _read_all(Path(run))
+    if not found:
+        raise next(iter(torn.values()), None) or _none_yet(Path(run))
     return [path for _, path in sorted(found.items())]
+
+
+def torn_in(run: str | Path) -> list[Path]:
+    """The files among a run's checkpoints that can't be read as such.
+
+    Raises:
+        ValueError: one could run code.
+    """
+    return list(_read_all(Path(run))[1])
+
+
+def _read_all(run: Path) -> tuple[dict[int, Path], dict[Path, Exception]]:
+    """The checkpoints by their steps, and what is wrong with the others."""
+    found: dict[int, Path] = {}
+    torn: dict[Path, Exception] = {}
+    for path in sorted((run / FOLDER).glob("*.ckpt"), key=lambda path: (path.name == BEST, path.name)):
+        try:
+            found.setdefault(int(read_run_checkpoint(path)["global_step"]), path)
+        except Refused:
+            raise
+        except (ValueError, OSError) as error:
+            torn[path] = error
+    return found, torn
 
 
 def find_checkpoint(run: Path, ckpt: str | Path) -> Path:
@@ -101,8 +129,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return dict(state)
 
 
-def _refused(path: Path) -> ValueError:
-    return ValueError(
+def _refused(path: Path) -> Refused:
+    return Refused(
         f"{path} is refused: it is no plain file of weights, and opening it could run code that it brings; give a "
         "checkpoint that `fit` made, or the state dict alone"
     )

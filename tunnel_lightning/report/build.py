@@ -8,7 +8,8 @@ from pathlib import Path
 from tunnel_lightning.report.charts import Page
 from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_runs
 from tunnel_lightning.report.page import html
-from tunnel_lightning.report.sections import page_of_run, read_source
+from tunnel_lightning.report.sections import page_of_run
+from tunnel_lightning.report.source import read_source
 from tunnel_lightning.report.static import FORMATS, write_figures
 from tunnel_lightning.runs import (
     RunError,
@@ -88,10 +89,13 @@ def _page(places: list[Path]) -> tuple[Page, Path]:
     if len(ids := {profile.run_id for profile in profiles}) < len(places):
         raise RunError(f"The {len(places)} folders are of {len(ids)} runs: give each run once.")
     # runs of one name are one network with several seeds, unless their layers or their set say otherwise
-    kind = {p.run_id: (p.run_id.partition("/")[0], (p.dataset, *curve(p.rows).layer)) for p in profiles}
+    kind = {
+        p.run_id: (p.run_id.partition("/")[0], (p.dataset, *curve(p.rows, dataset=p.dataset).layer))
+        for p in profiles
+    }
     mixed = [
         name for name, what in kind.values() if any(n == name and other != what for n, other in kind.values())
     ]
     groups = {run_id: run_id if name in mixed else name for run_id, (name, _) in kind.items()}
-    members = [Member(p.run_id, p.rows, groups[p.run_id], p.source) for p in profiles]
+    members = [Member(p.run_id, p.rows, p.dataset, groups[p.run_id], p.source) for p in profiles]
     return page_of_runs(members, notes), Path()

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunnel_lightning.report.canvas import canvas, legend, save, title, to_image
 from tunnel_lightning.report.heat import heat_map
+from tunnel_lightning.report.source import rows_of
 from tunnel_lightning.report.style import RANK, RULE_LABELS, STYLE
 from tunnel_lightning.runs import (
     Curve,
@@ -18,7 +19,6 @@ from tunnel_lightning.runs import (
     RunError,
     Tunnel,
     curve,
-    id_dataset,
     network_accuracy,
     ood_datasets,
     probe_variant,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["depth_profile", "heat_map", "save", "to_image"]
 
 
-def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
+def depth_profile(rows: Run | Iterable[Row], step: int | None = None, own: str | None = None) -> Figure:
     """Draw what every layer knows: probe accuracies on the left axis, numerical rank on the right.
 
     Solid: the in-distribution probe (ridge, else another converged one, which is then named), with a band of one
@@ -44,6 +44,7 @@ def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
     Args:
         rows: a run, or rows of one.
         step: which profile; default: the last with such probes, else with ranks, else at all.
+        own: the set the network was trained on; default: as the run or its rows tell.
 
     Raises:
         RunError: there is nothing to draw at that step.
@@ -54,22 +55,21 @@ def depth_profile(rows: Run | Iterable[Row], step: int | None = None) -> Figure:
         >>> figure.axes[0].get_ylabel()
         'numerical rank (rtol 1e-3)'
     """
-    rows = rows.rows if isinstance(rows, Run) else list(rows)
-    own = id_dataset(rows)
+    rows, own = rows_of(rows, own)
     kind = probe_variant(rows)
     at, step = _profile_at(rows, kind, step)
     probe = curve(at, variant=kind, dataset=own)
     online = curve(at, variant="online", dataset=own, split=probe.split or None)
     if not online.layer:
         online = curve(at, variant="online", dataset=own)
-    ood = [c for name in ood_datasets(at) if (c := curve(at, variant=kind, dataset=name)).layer]
+    ood = [c for name in ood_datasets(at, own) if (c := curve(at, variant=kind, dataset=name)).layer]
     rank = curve(at, *RANK, dataset=own).layers_only()
     accuracies = [c for c in (probe, online, *ood) if c.layer]
     if not accuracies and not rank.layer:
         raise RunError(f"Nothing to draw at step {step}: no probe and no numerical rank was measured there.")
 
     figure, axes = canvas()
-    starts = tunnels(at)
+    starts = tunnels(at, own)
     last = max(int(c.index[-1]) for c in (*accuracies, rank) if c.layer)
     lines = []
     if accuracies:
@@ -200,7 +200,7 @@ def _draw_tunnel(axes: Axes, starts: dict[str, Tunnel], last: int) -> tuple[list
 def _subtitle(
     rows: list[Row], probe: Curve, ood: list[Curve], starts: dict[str, Tunnel], step: int
 ) -> list[str]:
-    sets = [f"{probe.dataset} {probe.split}" if probe.layer else str(id_dataset(rows))]
+    sets = [f"{probe.dataset} {probe.split}".strip()]
     if ood:
         names = ", ".join(c.dataset for c in ood) if len(ood) <= 3 else f"{len(ood)} sets"
         sets.append(f"transfer to {names}")

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunnel_lightning.report.canvas import canvas, legend, thin, title
-from tunnel_lightning.report.style import STYLE, TITLES, shorten
-from tunnel_lightning.runs import Curve, Row, Run, RunError, curve, id_dataset, probe_variant, tunnel_start
+from tunnel_lightning.report.lines import measure_name
+from tunnel_lightning.report.source import rows_of
+from tunnel_lightning.report.style import STYLE, shorten
+from tunnel_lightning.runs import Curve, Row, Run, RunError, curve, probe_variant, tunnel_start
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,20 +34,12 @@ class Grid(NamedTuple):
     start: NDArray[np.float64]
 
 
-def grid(
-    rows: Iterable[Row],
-    measure: str = "probe_accuracy",
-    variant: str | None = None,
-    dataset: str | None = None,
-) -> Grid:
-    """Gather one measure over layers and profiles; defaults as in `curve`.
+def grid(rows: Iterable[Row], own: str | None, measure: str, variant: str, dataset: str | None) -> Grid:
+    """Gather one measure of a set over layers and profiles; ``own`` is the set that says where the tunnel starts.
 
     Raises:
         RunError: nothing of the kind was measured.
     """
-    rows = list(rows)
-    variant = probe_variant(rows) if variant is None else variant
-    dataset = id_dataset(rows) if dataset is None else dataset
     by_step: dict[int, list[Row]] = {}
     for row in rows:
         by_step.setdefault(row.step, []).append(row)
@@ -61,7 +55,7 @@ def grid(
     for column, c in enumerate(curves):
         values[[place[i] for i in c.index.tolist()], column] = c.value
     values = np.where(np.isfinite(values), values * (100 if measure.endswith("accuracy") else 1), np.nan)
-    starts = [tunnel_start(by_step[c.step], "id95").start for c in curves]
+    starts = [tunnel_start(by_step[c.step], "id95", own).start for c in curves]
     return Grid(names, curves, values, np.array([place[s] - 0.5 if s in place else np.nan for s in starts]))
 
 
@@ -70,6 +64,8 @@ def heat_map(
     measure: str = "probe_accuracy",
     variant: str | None = None,
     dataset: str | None = None,
+    own: str | None = None,
+    name: str | None = None,
 ) -> Figure:
     r"""Draw one measure over layers (upwards) and profiles (to the right), with the tunnel's start over time.
 
@@ -81,6 +77,8 @@ def heat_map(
         measure: as in `Row`.
         variant: as in `Row`; default: the probe that decides.
         dataset: default: the in-distribution set.
+        own: the in-distribution set; default: as the run or its rows tell.
+        name: what the figure is called; by default as the measure.
 
     Raises:
         RunError: nothing of the kind was measured.
@@ -95,9 +93,9 @@ def heat_map(
     from matplotlib.patches import Patch, Rectangle
     from matplotlib.patheffects import withStroke
 
-    rows = rows.rows if isinstance(rows, Run) else list(rows)
+    rows, own = rows_of(rows, own)
     variant = probe_variant(rows) if variant is None else variant
-    names, curves, values, edges = grid(rows, measure, variant, dataset)
+    names, curves, values, edges = grid(rows, own, measure, variant, dataset or own)
     percent = measure.endswith("accuracy")
 
     figure, axes = canvas()
@@ -128,7 +126,7 @@ def heat_map(
     axes.spines[:].set_visible(False)
     axes.set_xlabel("step, and epoch below it", **STYLE["label"])
     axes.set_ylabel("layer (deeper upwards)", **STYLE["label"])
-    name = TITLES.get((measure, variant), f"{measure.replace('_', ' ').capitalize()} ({variant})")
+    name = name or measure_name(measure, variant)
     title(axes, name, [f"{curves[-1].dataset} {curves[-1].split}  ·  {rows[0].run_id}"])
     legend(figure, handles)
     return figure

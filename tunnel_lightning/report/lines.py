@@ -13,6 +13,7 @@ from tunnel_lightning.report.style import (
     BLUE,
     GREEN,
     GREY,
+    NEIGHBOURS,
     OLIVE,
     ORANGE,
     PURPLE,
@@ -20,6 +21,7 @@ from tunnel_lightning.report.style import (
     TITLES,
     VERMILION,
     WINE,
+    kind_of,
 )
 from tunnel_lightning.report.words import interval, number, percent
 from tunnel_lightning.runs import INPUT, Curve, Row, curve
@@ -102,5 +104,11 @@ def measure_name(measure: str, variant: str) -> str:
     Example:
         >>> measure_name("rank_cov", "rtol=1e-3"), measure_name("made_up", "x")
         ('Numerical rank (rtol 1e-3)', 'Made up (x)')
+        >>> measure_name("knn_accuracy", "k=12")
+        'Accuracy of the 12 nearest neighbours'
     """
-    return TITLES.get((measure, variant), f"{measure.replace('_', ' ').capitalize()} ({variant})")
+    kind = kind_of(measure, variant)
+    if kind not in TITLES:
+        return f"{measure.replace('_', ' ').capitalize()} ({variant})"
+    title = TITLES[kind]
+    return title.replace(" K ", f" {variant.removeprefix(NEIGHBOURS)} ") if NEIGHBOURS in kind else title

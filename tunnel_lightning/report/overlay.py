@@ -30,8 +30,8 @@ from tunnel_lightning.runs import (
     Curve,
     Row,
     SimilarityMap,
+    Tunnel,
     curve,
-    id_dataset,
     network_accuracy,
     tunnels,
 )
@@ -39,19 +39,34 @@ from tunnel_lightning.runs.comparison import ANALYSED, TRAINED
 
 
 class Member(NamedTuple):
-    """One of several runs: its id, its rows, the group of runs of its kind, and where the rows are from."""
+    """One of several runs.
+
+    Attributes:
+        run_id: its id.
+        rows: its profile.
+        own: the set the network was trained on; None without rows.
+        group: the group of runs of its kind.
+        source: where the rows are from.
+    """
 
     run_id: str
     rows: list[Row]
+    own: str | None
     group: str
     source: str = ""
+
+    def tunnel(self) -> dict[str, Tunnel]:
+        """Where its tunnel starts."""
+        return tunnels(self.rows, self.own)
+
+    def curve(self, measure: str = "probe_accuracy", variant: str | None = None) -> Curve:
+        """A measure of the set the network was trained on."""
+        return curve(self.rows, measure, variant, self.own)
 
 
 def page_of_runs(members: Sequence[Member], notes: Sequence[str] = ()) -> Page:
     """Say what the page of several runs shows: their profiles over one another."""
-    rows = [row for member in members for row in member.rows]
-    table = tables.all_layers(rows, [], several_runs=True)
-    sections = [*_overlay(members), Section("layers", "All layers", table)]
+    sections = [*_overlay(members), _layers(members)]
     if len(_groups(members)) < len(members):
         notes = [*notes, "runs of one name, set and layers count as seeds of one kind"]
     return Page(", ".join(_groups(members)), _headline(members), _said(members), [], sections, notes)
@@ -64,7 +79,13 @@ def page_of_comparison(found: Comparison) -> Page:
     of = {each["run_id"]: titles.get(each.get("group"), "") for each in summary.get("runs") or []}
     source = {each["run_id"]: each.get("profile") or "" for each in summary.get("runs") or []}
     members = [
-        Member(run.id, run.rows, of.get(run.id) or run.id.partition("/")[0], source.get(run.id, ""))
+        Member(
+            run.id,
+            run.rows,
+            run.id_dataset,
+            of.get(run.id) or run.id.partition("/")[0],
+            source.get(run.id, ""),
+        )
         for run in found.runs
     ]
     maps = [_cross(name, each, titles, _blocks(summary)) for name, each in found.similarity.items()]
@@ -76,14 +97,19 @@ def page_of_comparison(found: Comparison) -> Page:
         Section("similarity", "Similarity of layers across networks", maps),
         *_overlay(members),
         Section("predictions", "Networks and their answers", answers),
-        Section(
-            "layers", "All layers", tables.all_layers([row for m in members for row in m.rows], [], True)
-        ),
+        _layers(members),
         Section("settings", "Settings and versions", tables.details({}, summary), folded=True),
     ]
     title = str(summary.get("title") or ", ".join(_groups(members)))
     notes = tables.notes(summary)
     return Page(title, _headline(members), _said(members), _figures(summary, titles), sections, notes)
+
+
+def _layers(members: Sequence[Member]) -> Section:
+    rows = [row for member in members for row in member.rows]
+    owns = {member.own for member in members if member.rows}
+    table = tables.all_layers(rows, owns.pop() if len(owns) == 1 else None, [], several_runs=True)
+    return Section("layers", "All layers", table)
 
 
 def _groups(members: Sequence[Member]) -> dict[str, list[Member]]:
@@ -104,7 +130,7 @@ def _count(count: int, what: str) -> str:
 def _headline(members: Sequence[Member]) -> str:
     parts = []
     for name, each in _groups(members).items():
-        found = [tunnels(member.rows)["id95"] for member in each]
+        found = [member.tunnel()["id95"] for member in each]
         starts = sorted(rule.start for rule in found if rule.start is not None)
         known = [rule for rule in found if rule.extractor_length is not None]
         if not known:
@@ -144,17 +170,15 @@ def _figures(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[Numb
 
 def _overlay(members: Sequence[Member]) -> list[Section]:
     """Profiles by layer index and by relative depth, one line per run, or per group with its spread."""
-    picks: list[tuple[str, str, str, Callable[[Sequence[Row]], Curve | None]]] = [
-        ("id", "Probe of the trained set", "accuracy (%)", lambda rows: curve(rows)),
+    picks: list[tuple[str, str, str, Callable[[Member], Curve | None]]] = [
+        ("id", "Probe of the trained set", "accuracy (%)", Member.curve),
         ("ood", "Transfer, mean over the other sets", "accuracy (%)", _transfer),
-        ("rank", "Numerical rank", "rank (rtol 1e-3)", lambda rows: curve(rows, *RANK)),
+        ("rank", "Numerical rank", "rank (rtol 1e-3)", lambda member: member.curve(*RANK)),
     ]
     charts: list[Chart] = []
     for key, title, label, pick in picks:
         found = [
-            (member, c.layers_only())
-            for member in members
-            if (c := pick(member.rows)) and c.layers_only().layer
+            (member, c.layers_only()) for member in members if (c := pick(member)) and c.layers_only().layer
         ]
         for relative in (False, True):
             x = "relative depth" if relative else "layer"
@@ -194,8 +218,8 @@ def _images(split: str, source: str) -> str:
     return f"{name} images" + {ANALYSED: ", analysed", TRAINED: ", in training"}.get(source, "")
 
 
-def _transfer(rows: Sequence[Row]) -> Curve | None:
-    rule = tunnels(rows)["ood"]
+def _transfer(member: Member) -> Curve | None:
+    rows, rule = member.rows, member.tunnel()["ood"]
     mean = mean_transfer(rows, rule)
     if not mean:
         return None
@@ -254,11 +278,11 @@ def _depth(c: Curve, relative: bool) -> NDArray[Any]:
 def _starts(members: Sequence[Member]) -> list[Table]:
     lines = []
     for member in members:
-        found = tunnels(member.rows)
+        found = member.tunnel()
         kept = 100 * kept_transfer(mean_transfer(member.rows, found["ood"]))
-        rank = curve(member.rows, *RANK).layers_only().finite()
-        probe = curve(member.rows)
-        value = network_accuracy(member.rows, id_dataset(member.rows), probe.split, probe.step)
+        rank = member.curve(*RANK).layers_only().finite()
+        probe = member.curve()
+        value = network_accuracy(member.rows, member.own, probe.split, probe.step)
         lines.append(
             [
                 member.run_id, member.group, _images(probe.split, member.source) if probe.layer else None,

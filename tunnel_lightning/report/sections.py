@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -16,6 +15,8 @@ from tunnel_lightning.report import structure, tables
 from tunnel_lightning.report.charts import Chart, Line, Mark, Page, Section, Table
 from tunnel_lightning.report.figures import depth_profile
 from tunnel_lightning.report.lines import DASHES, Wanted, hover, line, several
+from tunnel_lightning.report.over_time import over_time
+from tunnel_lightning.report.source import Source
 from tunnel_lightning.report.style import (
     BLUE,
     GREEN,
@@ -34,20 +35,11 @@ from tunnel_lightning.report.style import (
 from tunnel_lightning.report.words import headline, mean_transfer, number, numbers, percent
 from tunnel_lightning.runs import (
     PROBES,
-    PROFILE_FILE,
-    Analysis,
-    LayerInfo,
     Row,
-    Run,
-    analysis_folder,
     curve,
-    id_dataset,
-    load_analysis,
-    load_run,
     network_accuracy,
     ood_datasets,
     probe_variant,
-    run_id_of,
     tunnels,
 )
 
@@ -73,82 +65,27 @@ def kinds(rows: Sequence[Row]) -> dict[str, tuple[str, str, str]]:
     return known | {kind: (kind, color, dash) for kind, color, dash in looks}
 
 
-@dataclass(frozen=True, eq=False)
-class Source:
-    """What is known of one run.
-
-    Attributes:
-        path: the run folder, or the folder of the analysis.
-        rows: the profile to show: of the analysed checkpoint, else what was measured while training.
-        layers: lines of ``layers.csv``.
-        history: several profiles, if there are: of several checkpoints, else those made while training.
-        analysis: the analysis, if one was finished.
-        manifest: the run's manifest.
-    """
-
-    path: Path
-    rows: list[Row]
-    layers: list[LayerInfo]
-    history: list[Row]
-    analysis: Analysis | None
-    manifest: dict[str, Any]
-
-    @property
-    def watched(self) -> bool:
-        """Whether the history was measured while training."""
-        return self.analysis is None or self.history is not self.analysis.run.rows
-
-    @property
-    def run_id(self) -> str:
-        """The run's id, ``name/version_N``."""
-        stated = self.analysis.summary.get("run_id") if self.analysis else None
-        return self.rows[0].run_id if self.rows else str(stated or run_id_of(self.path))
-
-    @property
-    def title(self) -> str:
-        """What the run is called."""
-        return str((self.analysis and self.analysis.summary.get("title")) or self.run_id)
-
-
-def read_source(folder: str | Path) -> Source:
-    """Read a run folder with or without an analysis, or the folder of an analysis.
-
-    Raises:
-        RunError: it is neither, or a file in it can't be read.
-    """
-    folder = Path(folder)
-    if analysis_folder(folder):
-        analysis = load_analysis(folder)
-        home = analysis.path.parent if analysis.path.name == "analysis" else analysis.path
-        # trained without the monitor, or not here at all: the analysis stands alone
-        run = load_run(home) if (home / PROFILE_FILE).exists() else Run(home, [])
-        rows, step = analysis.run.rows, analysis.summary.get("step")
-        history = rows if len({row.step for row in rows}) > 1 else run.rows
-        at = [row for row in rows if row.step == step] or rows
-        return Source(folder, at, analysis.run.layers or run.layers, history, analysis, run.manifest)
-    run = load_run(folder)
-    return Source(folder, run.rows, run.layers, run.rows, None, run.manifest)
-
-
 def page_of_run(source: Source) -> Page:
     """Say what the page of one run shows."""
-    rows = source.rows
+    rows, own = source.rows, source.own
     summary = source.analysis.summary if source.analysis else {}
     similarity = source.analysis.similarity if source.analysis else {}
     sections = [
-        Section("profile", "Depth profile", [*profile(rows), *rules(rows)]),
-        Section("transfer", "Transfer", transfer(rows, summary)),
-        Section("similarity", "Similarity of layers", structure.similarity(rows, similarity, summary)),
-        Section("probes", "Probes", [*probes(rows, summary), *additions(rows)]),
-        Section("spectra", "Dimensions", [*structure.ranks(rows), *structure.spectra(rows, source.analysis)]),
-        Section("collapse", "Variance and collapse", structure.collapse(rows)),
-        structure.over_time(source.history, watched=source.watched),
+        Section("profile", "Depth profile", [*profile(rows, own), *rules(rows, own)]),
+        Section("transfer", "Transfer", transfer(rows, own, summary)),
+        Section("similarity", "Similarity of layers", structure.similarity(rows, own, similarity, summary)),
+        Section("probes", "Probes", [*probes(rows, own, summary), *additions(rows, own)]),
+        Section(
+            "spectra", "Dimensions", [*structure.ranks(rows, own), *structure.spectra(rows, source.analysis)]
+        ),
+        Section("collapse", "Variance and collapse", structure.collapse(rows, own)),
+        over_time(source.history, source.history_own, watched=source.watched),
         structure.pictures(source.analysis),
-        Section("layers", "All layers", tables.all_layers(rows, source.layers)),
+        Section("layers", "All layers", tables.all_layers(rows, own, source.layers)),
         Section("settings", "Settings and versions", tables.details(source.manifest, summary), folded=True),
     ]
     notes = tables.notes(summary)
-    return Page(source.title, headline(rows), _subtitle(source), numbers(rows), sections, notes)
+    return Page(source.title, headline(rows, own), _subtitle(source), numbers(rows, own), sections, notes)
 
 
 def _subtitle(source: Source) -> str:
@@ -161,7 +98,7 @@ def _subtitle(source: Source) -> str:
             *[str(each) for each in (network.get("name"),) if each and each != source.title],
             *([source.run_id] if source.run_id != source.title else []),
             *([f"{_millions(parameters)} parameters"] if parameters else []),
-            *[str(each) for each in (id_dataset(source.rows),) if each],
+            *[each for each in (source.own,) if each],
             *([f"checkpoint {Path(str(summary['checkpoint'])).name}"] if summary.get("checkpoint") else []),
             *([f"epoch {last.epoch}, step {number(last.step)}"] if last and last.step >= 0 else []),
             *([] if source.analysis else ["measured while training"]),
@@ -173,9 +110,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.3g} million" if count >= 1e6 else number(count)
 
 
-def profile(rows: Sequence[Row]) -> list[Chart]:
+def profile(rows: Sequence[Row], own: str | None) -> list[Chart]:
     """What every layer knows, at the last step with converged probes: the page's form of `depth_profile`."""
-    own = id_dataset(rows)
     decides, looks = probe_variant(rows), kinds(rows)
     probe = curve(rows, dataset=own)
     lines: list[Line] = []
@@ -192,7 +128,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
     online = curve(rows, variant="online", dataset=own)
     if online.layer:
         lines.append(line(online, f"{own} online (ID)", SKY, width=1.4, shown=not probe.layer))
-    ood = [found for name in ood_datasets(rows) if (found := curve(rows, dataset=name)).layer]
+    ood = [found for name in ood_datasets(rows, own) if (found := curve(rows, dataset=name)).layer]
     colors = STYLE["ood_colors"][len(ood) > 1 :]  # the first is the mean's
     for k, found in enumerate(ood):
         look = {
@@ -203,7 +139,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
         made = line(found, f"{found.dataset} {looks[decides][0]} (OOD)", colors[k % len(colors)], **look)
         lines += _with_raw(made, found)
     if len(ood) > 1:
-        lines += _mean(rows, len(ood))
+        lines += _mean(rows, own, len(ood))
     rank = curve(rows, *RANK, dataset=own)
     if not lines and not rank.layer:
         return []
@@ -216,7 +152,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
     accuracies = bool(lines)
     if rank.layer:
         lines.append(line(rank, "numerical rank", GREEN, dash="dashdot", right=accuracies))
-    starts = tunnels(rows)
+    starts = tunnels(rows, own)
     first = starts["id95"].start
     at_zero = any(0 in each.x for each in lines)
     chart = Chart(
@@ -230,7 +166,7 @@ def profile(rows: Sequence[Row]) -> list[Chart]:
         shade=(first, "tunnel (95 % rule)") if first else None,
         note=_profile_note(probe.layer != [], at_zero),
         wide=True,
-        draw=partial(depth_profile, rows),
+        draw=partial(depth_profile, rows, own=own),
     )
     return [chart]
 
@@ -260,8 +196,8 @@ def _with_raw(made: Line, found: Any) -> list[Line]:
     ]  # fmt: skip
 
 
-def _mean(rows: Sequence[Row], count: int) -> list[Line]:
-    mean = {i: v for i, v in mean_transfer(rows, tunnels(rows)["ood"]).items() if i}
+def _mean(rows: Sequence[Row], own: str | None, count: int) -> list[Line]:
+    mean = {i: v for i, v in mean_transfer(rows, tunnels(rows, own)["ood"]).items() if i}
     text = f"mean of {count} OOD sets"
     said = [f"<b>layer {i}</b><br>{text}: {percent(v)}" for i, v in mean.items()]
     x, y = np.array(list(mean)), 100 * np.array(list(mean.values()))
@@ -281,9 +217,9 @@ def marks(starts: dict[str, Any]) -> list[Mark]:
     ]
 
 
-def rules(rows: Sequence[Row]) -> list[Table]:
+def rules(rows: Sequence[Row], own: str | None) -> list[Table]:
     """Where the tunnel starts by each rule, in words."""
-    found = tunnels(rows)
+    found = tunnels(rows, own)
     if all(rule.extractor_length is None for rule in found.values()):
         return []
     table = Table(
@@ -300,11 +236,11 @@ def rules(rows: Sequence[Row]) -> list[Table]:
     return [table]
 
 
-def transfer(rows: Sequence[Row], summary: dict[str, Any]) -> list[Table | Chart]:
+def transfer(rows: Sequence[Row], own: str | None, summary: dict[str, Any]) -> list[Table | Chart]:
     """How well layers transfer to each other set: a table, and a chart where probes of several kinds were fitted."""
     stated = summary.get("transfer") or {}
     lines, charts = [], []
-    for name in ood_datasets(rows):
+    for name in ood_datasets(rows, own):
         for variant, (probe, _, _) in kinds(rows).items():
             found = curve(rows, variant=variant, dataset=name).layers_only().finite()
             if found.layer:
@@ -352,16 +288,16 @@ def _fitted_on(rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
     return f"Ridge probes are fitted on {most} training images, the others on up to {number(sample)} of them."
 
 
-def probes(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Chart]:
+def probes(rows: Sequence[Row], own: str | None, summary: Mapping[str, Any]) -> list[Chart]:
     """Other kinds and other scores of the trained set's probes."""
-    own, decides = id_dataset(rows), probe_variant(rows)
+    decides = probe_variant(rows)
     charts = [
         Chart(
             "probes",
             f"Probes of {own} by how they are fitted",
             _kinds(rows, own),
             y="accuracy (%)",
-            marks=marks(tunnels(rows)),
+            marks=marks(tunnels(rows, own)),
             note=_fitted_on(rows, summary),
         )
     ]
@@ -377,9 +313,9 @@ def probes(rows: Sequence[Row], summary: Mapping[str, Any]) -> list[Chart]:
     return [chart for chart in charts if len(chart.lines) > 1]
 
 
-def additions(rows: Sequence[Row]) -> list[Chart]:
+def additions(rows: Sequence[Row], own: str | None) -> list[Chart]:
     """Probes before and after each residual addition."""
-    found = curve(rows, variant=ADDITION, dataset=id_dataset(rows))
+    found = curve(rows, variant=ADDITION, dataset=own)
     after = np.array([name.rpartition(".")[2].partition("#")[0] == "add" for name in found.layer], dtype=bool)
     if not after.any():
         return []

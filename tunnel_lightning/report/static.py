@@ -13,6 +13,7 @@ from tunnel_lightning.report.canvas import canvas, legend, save, title
 from tunnel_lightning.report.charts import Chart, Item, Line, Map, Points, Table
 from tunnel_lightning.report.lines import COLORS
 from tunnel_lightning.report.style import INK, PALE, STYLE, shorten
+from tunnel_lightning.runs.lists import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,10 +38,7 @@ def parse_formats(given: str | Sequence[str]) -> list[str]:
         >>> parse_formats("png, svg"), parse_formats(["pdf"])
         (['png', 'svg'], ['pdf'])
     """
-    names = (
-        name.strip() for each in ([given] if isinstance(given, str) else given) for name in each.split(",")
-    )
-    found = list(dict.fromkeys(name for name in names if name))
+    found = list(listed(given))
     unknown = [name for name in found if name not in FORMATS]
     if unknown or not found:
         raise ValueError(

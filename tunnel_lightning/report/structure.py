@@ -1,19 +1,17 @@
-"""Sections of one run's page: similarity, dimensions, variance and collapse, training over time, pictures."""
+"""Sections of one run's page: similarity, dimensions, variance and collapse, pictures."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tunnel_lightning.report.charts import Chart, Line, Map, Points, Section, escape
-from tunnel_lightning.report.heat import grid, heat_map
-from tunnel_lightning.report.lines import COLORS, Wanted, line, measure_name, several
-from tunnel_lightning.report.style import GREY, INK, RANK
+from tunnel_lightning.report.lines import COLORS, Wanted, line, several
+from tunnel_lightning.report.style import GREY, INK, NEIGHBOURS, RANK
 from tunnel_lightning.report.tables import APART
 from tunnel_lightning.report.words import number
 from tunnel_lightning.runs import (
@@ -22,8 +20,6 @@ from tunnel_lightning.runs import (
     RunError,
     SimilarityMap,
     curve,
-    id_dataset,
-    probe_variant,
 )
 from tunnel_lightning.runs.curves import SPLITS
 
@@ -91,7 +87,7 @@ COLLAPSE: list[tuple[str, str, str, bool, list[Wanted], str]] = [
         "nearest", "Read without training", "accuracy (%)", False,
         [
             ("ncm_accuracy", "fit means", "nearest class mean"),
-            ("knn_accuracy", "k=20", "20 nearest neighbours"),
+            ("knn_accuracy", NEIGHBOURS, "nearest neighbours"),
             ("ncm_disagreement", "network", "nearest mean differs from the network (NC4)"),
         ],
         "",
@@ -101,14 +97,13 @@ COLLAPSE: list[tuple[str, str, str, bool, list[Wanted], str]] = [
 
 
 def similarity(
-    rows: Sequence[Row], maps: Mapping[str, SimilarityMap], summary: Mapping[str, Any]
+    rows: Sequence[Row], own: str | None, maps: Mapping[str, SimilarityMap], summary: Mapping[str, Any]
 ) -> list[Map | Chart]:
     """Every map there is, blocks outlined, and beside them what explains them."""
     found: list[Map | Chart] = [
-        similarity_map(name, each, summary.get("blocks"), _sampled(name, each.names, rows, summary))
+        similarity_map(name, each, summary.get("blocks"), _sampled(name, each.names, rows, own, summary))
         for name, each in maps.items()
     ]
-    own = id_dataset(rows)
     pc1 = curve(rows, "pc1_fraction", "gram256", own)
     if pc1.layer:
         note = "Of all variance over a batch of 256 images, every output not pooled. High inside a block."
@@ -130,11 +125,13 @@ def similarity(
     return found
 
 
-def _sampled(name: str, layers: Sequence[str], rows: Sequence[Row], summary: Mapping[str, Any]) -> str:
+def _sampled(
+    name: str, layers: Sequence[str], rows: Sequence[Row], own: str | None, summary: Mapping[str, Any]
+) -> str:
     """On how many images a map of a sample rests, and what that does to it; empty for the others."""
     if name not in ("rbf_cka", "procrustes", *CORRELATIONS):
         return ""
-    settings, own = summary.get("settings") or {}, id_dataset(rows)
+    settings = summary.get("settings") or {}
     rows = [row for row in rows if row.dataset == own and row.variant not in APART]
     scored = max((row.n for row in rows if row.split == "test"), default=0)
     limits = [settings.get(key) for key in ("map_images", "sample", "eval_images")]
@@ -175,9 +172,8 @@ def similarity_map(
     return Map(name, title, each.names, each.names, each.value, each.se, **{**fields, **more})
 
 
-def ranks(rows: Sequence[Row]) -> list[Chart]:
+def ranks(rows: Sequence[Row], own: str | None) -> list[Chart]:
     """The family of ranks of the trained set, and how high they can be."""
-    own = id_dataset(rows)
     lines = several(rows, RANKS, own)
     if not lines:
         return []
@@ -264,17 +260,13 @@ def _spectrum(
     )
 
 
-def collapse(rows: Sequence[Row]) -> list[Chart]:
+def collapse(rows: Sequence[Row], own: str | None) -> list[Chart]:
     """Variance and neural collapse over the layers, as far as they were measured."""
-    own = id_dataset(rows)
-    # As many neighbours vote as there are, if fewer than 20.
-    votes = next((row.variant for row in rows if row.measure == "knn_accuracy"), "k=20")
-    voted: dict[str, Wanted] = {"knn_accuracy": ("knn_accuracy", votes, f"{votes[2:]} nearest neighbours")}
     charts = [
         Chart(
             key,
             title,
-            several(rows, [voted.get(each[0], each) for each in wanted], own),
+            several(rows, [_voted(rows, *each) for each in wanted], own),
             y=label,
             log_y=log,
             note=note,
@@ -295,37 +287,13 @@ def collapse(rows: Sequence[Row]) -> list[Chart]:
     return [chart for chart in charts if chart.lines]
 
 
-def over_time(rows: Sequence[Row], watched: bool) -> Section:
-    """How accuracy, rank and weights change from profile to profile."""
-    wanted = [("probe_accuracy", probe_variant(rows)), RANK, ("weight_change", "l2_per_sqrt_n")]
-    own = id_dataset(rows)
-    maps = []
-    for measure, variant in wanted:
-        steps = {r.step for r in rows if (r.measure, r.variant, r.dataset) == (measure, variant, own)}
-        if len(steps) > 1:
-            found = grid(rows, measure, variant)
-            maps.append(
-                Map(
-                    f"over_time_{measure}",
-                    measure_name(measure, variant),
-                    [f"step {c.step:,}, epoch {c.epoch}" for c in found.curves],
-                    list(found.names.values()),
-                    found.value,
-                    unit="%" if measure.endswith("accuracy") else "",
-                    x="step",
-                    short=[f"{c.step:,}" for c in found.curves],
-                    y="layer (deeper upwards)",
-                    edge=found.start,
-                    edge_label="the tunnel starts here (95 % rule)",
-                    draw=partial(heat_map, rows, measure, variant),
-                )
-            )
-    text = (
-        "Measured while training, with the settings of the monitor."
-        if watched
-        else "Measured at each checkpoint."
-    )
-    return Section("over_time", "Over time", maps, text)
+def _voted(rows: Sequence[Row], measure: str, variant: str, label: str) -> Wanted:
+    """What is wanted, with the number of neighbours that voted: fewer where there are few images."""
+    if variant != NEIGHBOURS:
+        return measure, variant, label
+    there = (row.variant for row in rows if row.measure == measure and row.variant.startswith(variant))
+    variant = next(there, variant)
+    return measure, variant, f"{variant.removeprefix(NEIGHBOURS)} {label}"
 
 
 def pictures(analysis: Analysis | None) -> Section:

@@ -41,6 +41,9 @@ RULE_LABELS = {"id95": "95 %", "id98": "98 %", "ood": "OOD"}
 RANK = ("rank_cov", "rtol=1e-3")
 """Measure and variant of the rank in the depth profile and the table: the tunnel paper's definition."""
 
+NEIGHBOURS = "k="
+"""What the variants of nearest neighbours begin with, before their number; in `TITLES` it stands for all."""
+
 TITLES = {
     ("probe_accuracy", "ridge"): "Ridge probe accuracy",
     ("probe_accuracy", "online"): "Online probe accuracy",
@@ -60,7 +63,7 @@ TITLES = {
     ("probe_balanced_accuracy", "ridge"): "Balanced accuracy of the ridge probe",
     ("probe_top5_accuracy", "ridge"): "Top-5 accuracy of the ridge probe",
     ("accuracy", "network"): "Accuracy of the network",
-    ("knn_accuracy", "k=20"): "Accuracy of the 20 nearest neighbours",
+    ("knn_accuracy", NEIGHBOURS): "Accuracy of the K nearest neighbours",
     ("ncm_accuracy", "fit means"): "Accuracy of the nearest class mean",
     ("ncm_disagreement", "network"): "Nearest class mean differs from the network (NC4)",
     ("nc1", "trace_pinv"): "NC1 (trace with pseudo-inverse)",
@@ -76,6 +79,16 @@ TITLES = {
     ("weight_change", "l2_per_sqrt_n"): "Weight change since the last profile (L2 per root of size)",
 }
 """What a measure is called on figures and in tables."""
+
+
+def kind_of(measure: str, variant: str) -> tuple[str, str]:
+    """Where a measure stands in `TITLES`.
+
+    Example:
+        >>> kind_of("knn_accuracy", "k=12")
+        ('knn_accuracy', 'k=')
+    """
+    return measure, NEIGHBOURS if variant.startswith(NEIGHBOURS) else variant
 
 
 def shorten(name: str, width: int) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tunnel_lightning.report.source import rows_of
 from tunnel_lightning.report.style import RANK, RULE_LABELS, shorten
+from tunnel_lightning.report.terminal import SHORT, SHORTEST, Column, drawn, fitted
 from tunnel_lightning.runs import (
     INPUT,
     NETWORK,
@@ -18,7 +20,6 @@ from tunnel_lightning.runs import (
     Run,
     RunError,
     curve,
-    id_dataset,
     network_accuracy,
     ood_datasets,
     probe_variant,
@@ -55,57 +56,9 @@ def profile_table(
         >>> table.row_count, [column.header.plain for column in table.columns]
         (2, ['#', 'layer', 'dim', 'rank', 'tunnel starts'])
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    rows = run.rows if isinstance(run, Run) else list(run)
-    own = id_dataset(rows)
-    probe, ood, rank = _curves(rows)
-    if not (probe.layer or ood or rank.layer):
-        raise RunError("There is no profile to show: the rows hold no probes and no numerical ranks.")
-    marks: dict[int | None, list[str]] = {}
-    for rule, found in tunnels(rows).items():
-        marks.setdefault(found.start, []).append(RULE_LABELS[rule])
-    marks.pop(None, None)
-
-    columns: list[tuple[str, dict[int, str]]] = []
-    if probe.layer:
-        columns.append((f"{own}\n{'online' if probe.variant == 'online' else 'ID'} %", _percents(probe)))
-    if len(ood) > most_sets:
-        columns.append((f"{len(ood)} sets\nOOD %", _means(ood)))
-    else:
-        columns += [(f"{shorten(c.dataset, 12)}\nOOD %", _percents(c)) for c in ood]
-    if rank.layer:
-        columns.append(("rank", {i: _whole(v) for i, v in zip(rank.index, rank.value, strict=True)}))
-
-    table = Table(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold", show_edge=False
-    )
-    table.add_column(Text("#"), justify="right", style="dim")
-    table.add_column(Text("layer"), no_wrap=True)
-    table.add_column(Text("dim"), justify="right", style="dim")
-    for header, _ in columns:
-        table.add_column(Text(header), justify="right")
-    table.add_column(Text("tunnel starts"), no_wrap=True, style="bold cyan")
-
-    layers = {i: (n, d) for c in (rank, probe, *ood) for i, n, d in zip(c.index, c.layer, c.dim, strict=True)}
-    for index in sorted(layers):
-        name, dim = layers[index]
-        name = "raw pixels" if name == INPUT else shorten(name, name_width)
-        cells = [values.get(int(index), "-") for _, values in columns]
-        mark = f"{arrow} {', '.join(marks[index])}" if index in marks else ""
-        # Text, not str: a layer's name may hold brackets, which are markup in rich.
-        table.add_row(
-            *(Text(c) for c in (str(index), name, str(dim) if dim else "-", *cells, mark)),
-            style="dim" if index == 0 else None,
-            end_section=index == max(layers),
-        )
-    network = network_accuracy(rows, own, probe.split, probe.step)
-    if np.isfinite(network):
-        cells = [f"{100 * network:.1f}" if not k else "" for k in range(len(columns))]
-        table.add_row(*(Text(c) for c in ("", NETWORK, "", *cells, "")), style="bold")
-    return table
+    rows, own = rows_of(run)
+    columns, look = _columns(rows, own, most_sets, arrow)
+    return drawn(columns, name_width, **look)
 
 
 def print_profile(run: Run, console: Console | None = None, folder: str = "run folder") -> None:
@@ -121,21 +74,28 @@ def print_profile(run: Run, console: Console | None = None, folder: str = "run f
     from rich.text import Text
 
     console = console or Console()
-    rows = run.rows
-    probe, ood, rank = _curves(rows)
+    rows, own = rows_of(run)
+    probe, ood, rank = _curves(rows, own)
     shown = [c for c in (probe, *ood, rank) if c.layer]
     console.print()
     if shown:
         console.print(Text(f"{run.id}, epoch {shown[0].epoch}, step {shown[0].step}", style="bold"))
-        console.print(_fitting(rows, console))
+        table, left_out = _fitting(rows, own, console)
+        console.print(table, crop=False)
+        if left_out:
+            console.print(Text(f"no room here: {', '.join(left_out)}", style="dim"))
         kind = probe_variant(rows)
         legend = [f"ID, OOD: {kind} probe on frozen features"] if probe.variant == kind or ood else []
-        legend += ["rank: covariance eigenvalues above 1e-3 of the largest"] if rank.layer else []
+        legend += (
+            ["rank: covariance eigenvalues above 1e-3 of the largest"]
+            if rank.layer and "rank" not in left_out
+            else []
+        )
         console.print(Text("; ".join(legend), style="dim"))
         words = Table.grid(padding=(0, 2))
         words.add_column(no_wrap=True, style="bold cyan")
-        words.add_column()
-        for rule, found in tunnels(rows).items():
+        words.add_column(overflow="fold")
+        for rule, found in tunnels(rows, own).items():
             words.add_row(Text(f"{RULE_LABELS[rule]} rule"), Text(found.note))
         if kept := _kept(rows, ood):
             text = f"of the best layer's transfer the last layer keeps: {', '.join(kept)}"
@@ -150,12 +110,12 @@ def print_profile(run: Run, console: Console | None = None, folder: str = "run f
         console.print(Text(f"TensorBoard  {command}"), soft_wrap=True)
 
 
-def _curves(rows: list[Row]) -> tuple[Curve, list[Curve], Curve]:
+def _curves(rows: list[Row], own: str | None) -> tuple[Curve, list[Curve], Curve]:
     """The in-distribution probe, the out-of-distribution probes and the rank."""
-    probe = curve(rows)
-    probe = probe if probe.layer else curve(rows, variant="online")
-    ood = [c for name in ood_datasets(rows) if (c := curve(rows, dataset=name)).layer]
-    return probe, ood, curve(rows, *RANK)
+    probe = curve(rows, dataset=own)
+    probe = probe if probe.layer else curve(rows, variant="online", dataset=own)
+    ood = [c for name in ood_datasets(rows, own) if (c := curve(rows, dataset=name)).layer]
+    return probe, ood, curve(rows, *RANK, own)
 
 
 def _kept(rows: list[Row], ood: list[Curve]) -> list[str]:
@@ -168,17 +128,66 @@ def _kept(rows: list[Row], ood: list[Curve]) -> list[str]:
     ]
 
 
-def _fitting(rows: list[Row], console: Console) -> Table:
-    """Make the table fit the console: shorter names, and where those would be unreadable, fewer sets."""
+def _fitting(rows: list[Row], own: str | None, console: Console) -> tuple[Table, list[str]]:
+    """Draw what fits the console, and name the columns that don't; one column for all other sets makes room."""
     arrow = "<" if console.options.ascii_only else "◀"
-    longest = max((len(r.layer) for r in rows), default=0)
-    for most_sets in (3, 2, 1):
-        table = profile_table(rows, longest, most_sets, arrow)
-        over = console.measure(table, options=console.options.update(width=10_000)).maximum - console.width
-        width = longest - max(over, 0)
-        if width >= min(longest, 16):
-            break
-    return profile_table(rows, max(width, 10), most_sets, arrow) if over > 0 else table
+    columns, look = _columns(rows, own, 3, arrow)
+    table, left_out = fitted(columns, console, **look)
+    if any(each.rank < _DIM for each in left_out):
+        columns, look = _columns(rows, own, 1, arrow)
+        table, left_out = fitted(columns, console, **look)
+    return table, [each.name for each in left_out]
+
+
+_OOD, _RANK, _STARTS, _DIM = 1, 2, 3, 4
+"""Ranks of columns that are left out where there is no room, the last first."""
+
+
+def _columns(
+    rows: list[Row], own: str | None, most_sets: int, arrow: str
+) -> tuple[list[Column], dict[str, Any]]:
+    """The columns of the table, and how its lines look."""
+    probe, ood, rank = _curves(rows, own)
+    if not (probe.layer or ood or rank.layer):
+        raise RunError("There is no profile to show: the rows hold no probes and no numerical ranks.")
+    layers = {i: (n, d) for c in (rank, probe, *ood) for i, n, d in zip(c.index, c.layer, c.dim, strict=True)}
+    order = sorted(int(i) for i in layers)
+    network = network_accuracy(rows, own, probe.split, probe.step)
+    below = [f"{100 * network:.1f}"] if np.isfinite(network) else []  # under the first column of numbers
+    last = [""] * len(below)
+    marks: dict[int | None, list[str]] = {}
+    for rule, found in tunnels(rows, own).items():
+        marks.setdefault(found.start, []).append(RULE_LABELS[rule])
+
+    columns = [
+        Column("#", "#", [*map(str, order), *last], style="dim"),
+        Column(
+            "layer", "layer",
+            [*("raw pixels" if layers[i][0] == INPUT else layers[i][0] for i in order), *[NETWORK] * len(last)],
+            right=False, names=True,
+        ),
+        Column("dim", "dim", [*(str(layers[i][1] or "-") for i in order), *last], _DIM, SHORT, style="dim"),
+    ]  # fmt: skip
+
+    def add(name: str, head: str, values: dict[int, str], rank: int, least: int = SHORTEST) -> None:
+        under = last if len(columns) > 3 else below
+        columns.append(Column(name, head, [*(values.get(i, "-") for i in order), *under], rank, least))
+
+    if probe.layer:
+        kind = "online" if probe.variant == "online" else "ID"
+        add(f"{kind} %", f"{shorten(str(own), 12)}\n{kind} %", _percents(probe), 0)
+    if len(ood) > most_sets:
+        add("OOD %", f"{len(ood)} sets\nOOD %", _means(ood), _OOD)
+    for c in ood if len(ood) <= most_sets else ():
+        least = SHORTEST if len(ood) == 1 else SHORT
+        add(f"{c.dataset} OOD %", f"{shorten(c.dataset, 12)}\nOOD %", _percents(c), _OOD, least)
+    if rank.layer:
+        add("rank", "rank", {int(i): _whole(v) for i, v in zip(rank.index, rank.value, strict=True)}, _RANK)
+    said = [f"{arrow} {', '.join(marks[i])}" if i in marks else "" for i in order]
+    starts = "tunnel starts"
+    columns.append(Column(starts, starts, [*said, *last], _STARTS, right=False, style="bold cyan"))
+    styles = ["dim" if i == 0 else None for i in order] + ["bold"] * len(last)
+    return columns, {"styles": styles, "ends": {len(order) - 1}}
 
 
 def _percents(c: Curve) -> dict[int, str]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from tunnel_lightning.report.charts import Table
 from tunnel_lightning.report.lines import measure_name, share
-from tunnel_lightning.report.style import TITLES
-from tunnel_lightning.runs import LayerInfo, Row, id_dataset
+from tunnel_lightning.report.style import TITLES, kind_of
+from tunnel_lightning.runs import LayerInfo, Row
 
 APART = ("gram256", "ridge@addition")
 """Variants measured at places of their own, not at the layers."""
@@ -17,11 +17,14 @@ OF_CURVES = ("ood_retained", "id_ood_pearson", "id_ood_alignment")
 """Measures of all layers together, which have a table of their own."""
 
 
-def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: bool = False) -> list[Table]:
+def all_layers(
+    rows: Sequence[Row], own: str | None, layers: Sequence[LayerInfo], several_runs: bool = False
+) -> list[Table]:
     """Every layer with every measure at the last step it was measured; nothing without rows.
 
     Args:
         rows: rows of one run, or of several.
+        own: the set the network was trained on, which columns leave unsaid; None for networks of several.
         layers: lines of ``layers.csv``, in columns of their own where there are any.
         several_runs: whether a column says of which run a line is.
     """
@@ -30,13 +33,12 @@ def all_layers(rows: Sequence[Row], layers: Sequence[LayerInfo], several_runs: b
     for row in rows:
         last[_kind(row)] = max(row.step, last.get(_kind(row), -1))
     values: dict[tuple[str, int, str], dict[str, float]] = {}
-    own = id_dataset(rows)
     columns: dict[str, tuple[Any, ...]] = {}
     known = list(TITLES)
     for row in rows:
         if row.step == last[_kind(row)]:
             name = _column(row, own)
-            kind = (row.measure, row.variant)
+            kind = kind_of(row.measure, row.variant)
             columns[name] = (
                 row.dataset != own,
                 known.index(kind) if kind in known else len(known),

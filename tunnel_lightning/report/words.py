@@ -14,7 +14,6 @@ from tunnel_lightning.runs import (
     Row,
     Tunnel,
     curve,
-    id_dataset,
     network_accuracy,
     tunnels,
     wilson,
@@ -60,8 +59,12 @@ def interval(value: float, n: int) -> str:
     return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
-def headline(rows: Sequence[Row]) -> str:
+def headline(rows: Sequence[Row], own: str | None = None) -> str:
     """Say in a sentence where the tunnel starts and what becomes of transfer.
+
+    Args:
+        rows: rows of one run.
+        own: the set the network was trained on; default: see `tunnel_lightning.runs.id_dataset`.
 
     Example:
         >>> row = Row("mlp", 9, 1, -1, "test", "A", "network", 3, "accuracy", "network", 0.5)
@@ -72,7 +75,7 @@ def headline(rows: Sequence[Row]) -> str:
         >>> headline([row, *probes])
         'A tunnel from layer 2 of 3: the probe there reaches 98.0 % of the final accuracy'
     """
-    found = tunnels(rows)
+    found = tunnels(rows, own)
     parts = [said for said in (_trained(rows, found["id95"]), _transfer(rows, found["ood"])) if said]
     if not parts:
         said = "unknown: no probe was measured on held-out images"
@@ -149,18 +152,17 @@ def kept_transfer(mean: Mapping[int, float]) -> float:
     return layers[max(layers)] / best if best > 0 else math.nan
 
 
-def numbers(rows: Sequence[Row]) -> list[Number]:
+def numbers(rows: Sequence[Row], own: str | None) -> list[Number]:
     """The key figures, as far as they are known: accuracy, the tunnel's start, rank, and what is kept of transfer."""
-    found = tunnels(rows)
+    found = tunnels(rows, own)
     return [
         figure
-        for figure in (_accuracy(rows), _start(rows, found), _rank(rows), _kept(rows, found["ood"]))
+        for figure in (_accuracy(rows, own), _start(rows, found), _rank(rows, own), _kept(rows, found["ood"]))
         if figure
     ]
 
 
-def _accuracy(rows: Sequence[Row]) -> Number | None:
-    own = id_dataset(rows)
+def _accuracy(rows: Sequence[Row], own: str | None) -> Number | None:
     known = [r for r in rows if (r.measure, r.variant, r.dataset) == ("accuracy", "network", own)]
     for split in ("test", "val"):
         for row in reversed([r for r in known if r.split == split and math.isfinite(r.value)]):
@@ -186,8 +188,8 @@ def _start(rows: Sequence[Row], found: dict[str, Tunnel]) -> Number | None:
     return Number(value, "start of the tunnel, 95 % rule", ", ".join(said))
 
 
-def _rank(rows: Sequence[Row]) -> Number | None:
-    rank = curve(rows, *RANK).layers_only().finite()
+def _rank(rows: Sequence[Row], own: str | None) -> Number | None:
+    rank = curve(rows, *RANK, own).layers_only().finite()
     if not rank.layer:
         return None
     top = int(np.argmax(rank.value))
