@@ -22,6 +22,10 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
         "several networks: similarity of their layers, their profiles and their answers",
         "tunnel_lightning.analysis.compare:command",
     ),
+    "continual": (
+        "a sequence of tasks with any Avalanche strategy, every layer measured; --resume RUN goes on",
+        "tunnel_lightning.continual.command:command",
+    ),
     "report": (
         "the page of runs, analyses or a comparison, from their files",
         "tunnel_lightning.report.command:report",

@@ -25,10 +25,10 @@ from tunnel_lightning.analysis.context import Context, check_machine, fabric_of
 from tunnel_lightning.analysis.options import Options, with_protocol
 from tunnel_lightning.analysis.parts import PARTS_FOLDER, check_place, perform
 from tunnel_lightning.analysis.profile import Profile
-from tunnel_lightning.analysis.progress import Bars
 from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
+from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.report.static import parse_formats
 from tunnel_lightning.runs import read_manifest
 from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE

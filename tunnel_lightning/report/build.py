@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tunnel_lightning.report.charts import Page
+from tunnel_lightning.report.continual import page_of_tasks
 from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_runs
 from tunnel_lightning.report.page import html
 from tunnel_lightning.report.sections import page_of_run
@@ -20,6 +21,7 @@ from tunnel_lightning.runs import (
     load_run,
 )
 from tunnel_lightning.runs.comparison import profiles_of
+from tunnel_lightning.runs.continual import is_continual
 from tunnel_lightning.runs.files import atomic
 
 REPORT_FILE = "report.html"
@@ -31,11 +33,12 @@ def write_report(
     figures: str | Path | None = None,
     formats: str | Sequence[str] = FORMATS,
 ) -> Path:
-    """Write the page of a run, of several runs, or of a comparison, from their files alone.
+    """Write the page of a run, of several runs, of a sequence of tasks, or of a comparison, from their files alone.
 
     Args:
         folders: a run folder with or without an analysis, the folder of an analysis or of a comparison; or
-            several of runs, which are laid over one another.
+            several of runs, which are laid over one another. Or that of a run over a sequence of tasks, or of a sweep
+            of such runs.
         out: the file to write; by default ``report.html`` in the folder of the analysis, of the run without one,
             or of the comparison, and of several runs in the current folder.
         figures: a folder for the figures as files of their own; by default none are written.
@@ -81,7 +84,14 @@ def _page(places: list[Path]) -> tuple[Page, Path]:
         (place,) = places
         if is_comparison(place):
             return page_of_comparison(load_comparison(place)), place
+        if page := page_of_tasks(place):
+            return page, place
         return page_of_run(read_source(place)), analysis_folder(place) or place
+    if over_tasks := next((place for place in places if is_continual(place)), None):
+        raise RunError(
+            f"{over_tasks} is a run over a sequence of tasks, which has a page of its own: give it alone, or the "
+            "folder of its sweep."
+        )
     profiles, notes = profiles_of(places)
     for place, profile in zip(places, profiles, strict=True):
         if not profile.rows:

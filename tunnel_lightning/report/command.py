@@ -18,10 +18,14 @@ def report(argv: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         "python -m tunnel_lightning report",
-        description="Write the page of a run, of several runs over one another, or of a comparison.",
+        description="Write the page of a run, of several runs over one another, of a sequence of tasks or a sweep of "
+        "them, or of a comparison.",
     )
     parser.add_argument(
-        "folders", nargs="+", metavar="RUN", help="a run folder, or a folder that compare has written"
+        "folders",
+        nargs="+",
+        metavar="RUN",
+        help="a run folder, or a folder that compare or a sweep of continual has written",
     )
     parser.add_argument(
         "--out",

@@ -10,6 +10,11 @@ from tunnel_lightning.measures.functional.collapse import (
     nc3,
     nearest_mean_head,
 )
+from tunnel_lightning.measures.functional.drift import (
+    linear_map_residual,
+    principal_directions,
+    subspace_overlap,
+)
 from tunnel_lightning.measures.functional.logistic import (
     LogisticFit,
     LogisticPath,
@@ -87,6 +92,7 @@ __all__ = [
     "knn_accuracy",
     "l1_change",
     "linear_cka",
+    "linear_map_residual",
     "logistic",
     "logistic_all",
     "logistic_path",
@@ -100,6 +106,7 @@ __all__ = [
     "participation_ratio",
     "per_class_accuracy",
     "per_example_accuracy",
+    "principal_directions",
     "procrustes",
     "pwcca",
     "rankme",
@@ -110,5 +117,6 @@ __all__ = [
     "stable_rank",
     "stratified_split",
     "strength_bin",
+    "subspace_overlap",
     "svcca",
 ]

@@ -6,8 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from tunnel_lightning.analysis import progress as module
-from tunnel_lightning.analysis.progress import Bars
+from tunnel_lightning.report import progress as module
+from tunnel_lightning.report.progress import Bars
 
 
 @pytest.fixture

@@ -1,0 +1,199 @@
+"""The command: a run from its config to its page, gone on with after an interruption, and mistakes in a sentence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tunnel_lightning.__main__ import main
+from tunnel_lightning.continual import run as module
+from tunnel_lightning.continual.command import parse, settings_of
+from tunnel_lightning.runs import ProfileTable, read_layers, read_manifest
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "continual").glob("*.yaml"))
+SMALL = [
+    "--data", "Digits", "--data.samples_per_class", "12", "--data.batch_size", "8",
+    "--model.backbone", "MLP", "--model.backbone.depth", "3", "--model.backbone.width", "16",
+    "--meter.train_images", "24", "--meter.test_images", "24", "--scenario.tasks", "3",
+    "--data.classes", "6", "--device", "cpu",
+]  # fmt: skip
+MOMENTUM = '{class_path: torch.optim.SGD, init_args: {lr: 0.05, momentum: 0.9}}'
+
+
+def continual(*arguments, runs, code=0):
+    """Run the command in this process; the folder of the run."""
+    assert main(["continual", *SMALL, "--runs", str(runs), "--name", "small", *arguments]) == code
+    return runs / "small" / "version_0"
+
+
+def table(folder):
+    """Everything that was measured, without the run's own name."""
+    return [row._replace(run_id="") for row in ProfileTable(folder / "profile.csv").rows]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(
+        x[:10] == y[:10] and np.array_equal([x.value, x.se], [y.value, y.se], equal_nan=True)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_are_read(path):
+    parser, config = parse(["--config", str(path)])
+    settings = settings_of(parser, config)
+    assert settings.model["backbone"]["class_path"].startswith("tunnel_lightning.backbones")
+    assert settings.batch_size == settings.data["init_args"]["batch_size"]
+
+
+def test_help_does_not_import_avalanche():
+    code = (
+        "import sys, contextlib, io\nfrom tunnel_lightning.__main__ import main\n"
+        "with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):\n"
+        "    main(['continual', '--help'])\n"
+        "assert '--strategy' in out.getvalue()\nassert 'avalanche' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_leaves_everything(tmp_path, capsys):
+    folder = continual("--strategy", "Replay", "--meter.reference_images", "20", runs=tmp_path)
+    said = capsys.readouterr().out
+    assert "report.html" in said
+    rows = table(folder)
+    assert {row.experience for row in rows} == {-1, 0, 1, 2}
+    assert {row.variant for row in rows if row.measure == "probe_accuracy"} == {
+        "fixed", "online", "refit_all", "refit_task",
+    }  # fmt: skip
+    assert {row.variant for row in rows if row.measure == "swap_accuracy"} == {"E1T1", "E1T2", "E2T1", "E2T2"}
+    assert [layer.name for layer in read_layers(folder)] == [f"layers.{i}.linear" for i in range(3)]
+    section = read_manifest(folder)["continual"]
+    assert section["finished"]
+    assert section["loop"] == "lightning"
+    assert section["resumable"] is None
+    assert [task["classes"] for task in section["tasks"]] == [["0", "1"], ["2", "3"], ["4", "5"]]
+    assert (folder / "report.html").stat().st_size > 10_000
+    assert list(folder.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("stop", [0, 1])
+def test_a_run_gone_on_with_equals_one_that_was_not_stopped(tmp_path, monkeypatch, stop):
+    arguments = ("--strategy", "Replay", "--model.optimizer", MOMENTUM, "--epochs", "2")
+    whole = continual(*arguments, runs=tmp_path / "whole")
+
+    class Killed(Exception):
+        pass
+
+    keep = module.TaskSequence._keep
+
+    def killed(self, index, rows):
+        if index == stop + 1:
+            self.table.append(rows)  # as far as a killed process may have come
+            raise Killed
+        keep(self, index, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.TaskSequence, "_keep", killed)
+        with pytest.raises(Killed):
+            continual(*arguments, runs=tmp_path / "cut")
+    cut = tmp_path / "cut" / "small" / "version_0"
+    assert not read_manifest(cut)["continual"].get("finished")
+    assert main(["continual", "--resume", str(cut)]) == 0
+    assert same(table(cut), table(whole))
+    one, other = (torch.load(each / "snapshots/task_3.pt", weights_only=True) for each in (cut, whole))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    assert (cut / "config.yaml").read_text().replace("cut", "whole") == (whole / "config.yaml").read_text()
+
+
+def test_a_finished_run_is_not_learnt_again(tmp_path, monkeypatch):
+    folder = continual("--scenario.tasks", "2", runs=tmp_path)
+    before = (folder / "profile.csv").read_bytes()
+    monkeypatch.setattr(module.TaskSequence, "learn_all", None)
+    assert main(["continual", "--resume", str(folder)]) == 0
+    assert (folder / "profile.csv").read_bytes() == before
+
+
+def test_task_incremental_with_everything_tried_afterwards(tmp_path):
+    folder = continual(
+        "--scenario.kind", "task_incremental", "--scenario.tasks", "2", "--sweeps.tune_epochs", "1",
+        "--sweeps.freeze", "true", runs=tmp_path,
+    )  # fmt: skip
+    rows = table(folder)
+    tried = {(row.measure, row.variant) for row in rows if row.experience == 1 and "_accuracy" in row.measure}
+    assert {("swap_accuracy", "E2+T1 tuned"), ("swap_accuracy", "E2 tuned"), ("rewind_accuracy", "k..L"),
+            ("freeze_accuracy", "1..k")} <= tried  # fmt: skip
+    own = {row.dataset: row.value for row in rows if row.layer == "network" and row.experience == 1
+           and (row.measure, row.variant) == ("accuracy", "network")}  # fmt: skip
+    swaps = {(row.dataset, row.index, row.variant): row.value for row in rows if row.measure == "swap_accuracy"}
+    assert swaps["task 2", 1, "E2T2"] == own["task 2"]
+    # All layers frozen for the last task: what the first task's head says of the first task has not moved.
+    frozen = [row for row in rows if row.measure == "freeze_accuracy" and row.dataset == "task 1"]
+    assert frozen[-1].value == swaps["task 1", 1, "E1T1"]
+    assert read_manifest(folder)["tunnel"]["layers"] == 3
+
+
+def test_exits_are_trained_and_measured(tmp_path):
+    plain = continual("--scenario.tasks", "2", runs=tmp_path / "plain")
+    folder = continual("--scenario.tasks", "2", "--exits.layers", "default", runs=tmp_path / "exits")
+    rows = table(folder)
+    found = [row for row in rows if row.measure == "exit_accuracy" and row.experience == 1]
+    assert {row.layer for row in found} == {f"layers.{i}.linear" for i in range(3)}
+    assert {row.variant for row in rows if row.measure == "early_exit_accuracy"} >= {"threshold=0.9", "most confident"}
+    # Detached exits leave the network's weights as they were.
+    one, other = (torch.load(each / "snapshots/task_2.pt", weights_only=True) for each in (folder, plain))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+def test_seeds_and_depths_make_members(tmp_path):
+    folder = continual("--seeds", "2", "--depths", "[2, 3]", "--scenario.tasks", "2", runs=tmp_path)
+    members = json.loads((folder / "sweep.json").read_text())["members"]
+    assert [member["folder"] for member in members] == [
+        "depth=2-seed=0", "depth=2-seed=1", "depth=3-seed=0", "depth=3-seed=1",
+    ]  # fmt: skip
+    assert [len(read_layers(folder / member["folder"])) for member in members] == [2, 2, 3, 3]
+    assert (folder / "report.html").exists()
+    first = ProfileTable(folder / "depth=2-seed=0" / "profile.csv").path.stat().st_mtime_ns
+    assert main(["continual", "--resume", str(folder)]) == 0
+    assert (folder / "depth=2-seed=0" / "profile.csv").stat().st_mtime_ns == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategy", "Reply"], "Replay"),
+        (["--scenario.tasks", "7"], "7 tasks"),
+        (["--epochs", "0"], "epochs"),
+        (["--strategy", "EWC"], "ewc_lambda"),
+        (["--exits.layers", "default", "--scenario.kind", "task_incremental"], "exits"),
+        (["--device", "warp9"], "warp9"),
+        (["--taps.layers", "nothing.*"], "nothing"),
+        (["--model.backbone", "nobody.Knows"], "nobody"),
+        (["--trainer", "{accumulate_grad_batches: 2}"], "accumulate_grad_batches"),
+        (["--classic", "avalanche.benchmarks.SplitMNIST"], "not both"),
+        (["--seeds", "0"], "seeds"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, said):
+    folder = continual(*arguments, runs=tmp_path, code=2)
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message.startswith("error: ")
+    assert said in message
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_no_run_and_a_broken_state_are_refused(tmp_path, capsys):
+    assert main(["continual", "--resume", str(tmp_path)]) == 2
+    assert "config.yaml" in capsys.readouterr().err
+    folder = continual("--scenario.tasks", "2", runs=tmp_path)
+    section = read_manifest(folder)["continual"]
+    from tunnel_lightning.runs import write_manifest
+
+    write_manifest(folder, continual={**section, "finished": False})
+    (folder / "state.pt").write_bytes(b"nothing")
+    assert main(["continual", "--resume", str(folder)]) == 2
+    assert "state.pt" in capsys.readouterr().err

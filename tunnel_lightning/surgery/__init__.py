@@ -1,0 +1,24 @@
+"""Networks cut, swapped, reset, frozen, and given exits."""
+
+from tunnel_lightning.surgery.exits import Exited, Exits, Overthinking, leave, overthinking
+from tunnel_lightning.surgery.freeze import frozen
+from tunnel_lightning.surgery.sections import Section, Sections, State, sections
+from tunnel_lightning.surgery.states import compose, loaded, restored, rewind, snapshot
+
+__all__ = [
+    "Exited",
+    "Exits",
+    "Overthinking",
+    "Section",
+    "Sections",
+    "State",
+    "compose",
+    "frozen",
+    "leave",
+    "loaded",
+    "overthinking",
+    "restored",
+    "rewind",
+    "sections",
+    "snapshot",
+]
