@@ -3,6 +3,7 @@
 A test of a repair that fails because the library works without it means: take the repair out.
 """
 
+import doctest
 import importlib
 import json
 import subprocess
@@ -260,3 +261,10 @@ def test_a_saved_checkpoint_is_read_back(tmp_path):
     state = loaded.optimizer.state_dict()["state"]
     for at, each in strategy.optimizer.state_dict()["state"].items():
         assert torch.equal(each["momentum_buffer"], state[at]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("module", ["compat"])
+def test_examples_of_the_docstrings_run(module):
+    done = doctest.testmod(importlib.import_module(f"tunnel_lightning.continual.{module}"))
+    assert done.attempted > 0
+    assert done.failed == 0

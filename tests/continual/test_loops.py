@@ -144,6 +144,21 @@ def test_hooks_fire_in_the_strategys_order_and_stopping_stops_at_the_same_place(
     assert (trainer.global_step, trainer.current_epoch) == (loops[1].steps, loops[1].epochs)
 
 
+def test_a_stop_counts_for_one_task_of_several_given_at_once(stream: Stream) -> None:
+    loops = []
+    for name in ("native", "lightning"):
+        strategy = make("Naive", stream)
+        strategy.plugins.append(
+            Recorder("after_training_iteration", 1, lambda strategy: strategy.stop_training())
+        )
+        loops.append(make_loop(strategy, name))
+        torch.manual_seed(2)
+        loops[-1].train(list(stream.benchmark.train_stream[:2]))
+
+    assert_equal(*loops)
+    assert loops[0].steps == 1 + 6
+
+
 @pytest.mark.parametrize("loop", ["native", "lightning"])
 def test_each_step_is_told_with_how_many_there_are(loop: str, stream: Stream) -> None:
     made = make_loop(make("Replay", stream), loop)

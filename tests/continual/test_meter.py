@@ -68,9 +68,10 @@ def test_every_row_is_there_once_with_its_place() -> None:
             assert math.isnan(row.se)
 
 
+@pytest.mark.parametrize("kind", ["class_incremental", "task_incremental", "domain_incremental"])
 @pytest.mark.parametrize("width", [12, 90])  # more columns than the 60 training images, too
-def test_probes_and_ranks_are_those_of_the_features_by_hand(width: int) -> None:
-    stream = blobs()
+def test_probes_and_ranks_are_those_of_the_features_by_hand(width: int, kind: str) -> None:
+    stream = blobs(kind)
     model = network(stream, width)
     meter = LayerMeter(stream, probes=NO_ONLINE, drift=False)
     found = table(run(stream, model, meter, upto=2))

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-
 from continual.toys import mlp, stream
+
 from tunnel_lightning.continual.compat import avalanche
 from tunnel_lightning.runs.forgetting import average_accuracy, backward_transfer, forgetting_since_learnt
 

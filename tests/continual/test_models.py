@@ -1,5 +1,7 @@
 """The network that a strategy trains: prepared for the stream, found again inside, and asked without a trace."""
 
+import doctest
+import importlib
 import warnings
 
 import pytest
@@ -341,3 +343,10 @@ def test_a_model_without_a_backbone_is_taken_as_it_is():
     split = stream("class_incremental", SPLIT)
     assert knows(model, split.tasks[2])
     assert ask(model, split.tasks[2]).shape == (24, 10)
+
+
+@pytest.mark.parametrize("module", ["models"])
+def test_examples_of_the_docstrings_run(module):
+    done = doctest.testmod(importlib.import_module(f"tunnel_lightning.continual.{module}"))
+    assert done.attempted > 0
+    assert done.failed == 0

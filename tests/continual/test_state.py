@@ -175,6 +175,17 @@ def test_other_arguments(name: str, args: dict[str, Any]) -> None:
     check(name, args=args)
 
 
+def groups(parameters: Any) -> torch.optim.Optimizer:
+    """Two groups, the last parameters first."""
+    *body, weight, bias = parameters
+    return torch.optim.SGD([{"params": [bias, weight], "lr": 0.05}, {"params": body}], lr=0.01, momentum=0.9)
+
+
+@pytest.mark.parametrize("head", ["fixed", "incremental"])
+def test_groups_of_parameters(head: str) -> None:
+    check("Replay", head=head, optimizer=groups)
+
+
 class Draws:
     """Someone's plugin with a state to ask for, on which the weights depend."""
 
@@ -221,10 +232,10 @@ def test_nothing_learnt_yet() -> None:
     """The state before the first task: other first weights, and the same end."""
     ends = []
     tasks = stream()
-    first = made("Replay", tasks)
+    first, second = made("Replay", tasks), made("Replay", tasks, seed=3)
     seeded(7)
     state = through_a_file(export_state(first))
-    for strategy in (first, made("Replay", tasks, seed=3)):
+    for strategy in (first, second):
         if strategy is not first:
             import_state(strategy, state)
         for _, experiences in turns(strategy, tasks):

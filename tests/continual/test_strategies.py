@@ -177,6 +177,16 @@ def test_every_plugin_that_fails_or_asks_for_care_exists() -> None:
         ("RWalkPlugin", {"delta_t": 2}),
         ("RARPlugin", {"batch_size_mem": 4}),
         ("ReplayPlugin", {"mem_size": 20}),
+        ("EWCPlugin", {"ewc_lambda": 10.0}),
+        ("LwFPlugin", {}),
+        ("SynapticIntelligencePlugin", {"si_lambda": 10.0}),
+        ("MASPlugin", {"lambda_reg": 0.1}),
+        ("GEMPlugin", {"patterns_per_experience": 9, "memory_strength": 0.5}),
+        ("AGEMPlugin", {"patterns_per_experience": 9, "sample_size": 8}),
+        ("MIRPlugin", {"mem_size": 20, "subsample": 10, "batch_size_mem": 4}),
+        ("GDumbPlugin", {"mem_size": 20}),
+        ("BiCPlugin", {"mem_size": 40, "stage_2_epochs": 2}),
+        ("FromScratchTrainingPlugin", {}),
         (
             "LRSchedulerPlugin",
             {"scheduler": {"class_path": "torch.optim.lr_scheduler.StepLR", "init_args": {"step_size": 1}}},
@@ -196,6 +206,23 @@ def test_plugins_by_name_change_what_is_learnt(plugin: str, args: dict[str, Any]
         ends.append(parameters_of(strategy))
     assert bool(torch.isfinite(ends[1]).all())
     assert not torch.equal(*ends)
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin"),
+    [
+        ("FeatureReplay", "FeatureDistillationPlugin"),
+        ("ICaRL", "CurrentDataNCMUpdate"),
+        ("ICaRL", "NCMOracle"),
+        ("SCR", "MemoryNCMUpdate"),
+    ],
+)
+def test_plugins_that_need_a_certain_strategy(name: str, plugin: str) -> None:
+    tasks = stream()
+    strategy = made(name, tasks, plugins=[plugin])
+    assert plugin in [type(each).__name__ for each in strategy.plugins]
+    for _, experiences in turns(strategy, tasks)[:2]:
+        strategy.train(experiences)
 
 
 def test_early_stopping_stops() -> None:

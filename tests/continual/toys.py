@@ -3,15 +3,19 @@
 Digits, 8x8 grey, a dozen images of a class: a run over five tasks takes a second.
 """
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tunnel_lightning.backbones import MLP, Backbone
 from tunnel_lightning.continual.scenarios import Scenario, make_stream
 from tunnel_lightning.continual.stream import Stream
-from tunnel_lightning.data import Digits
+from tunnel_lightning.data import Arrays, Digits
 
 
 def digits(samples_per_class: int = 12, **options: Any) -> Digits:
@@ -73,3 +77,17 @@ def normed(stream: Stream, seed: int = 0) -> Normed:
 def sgd(parameters: Any) -> torch.optim.Optimizer:
     """The optimizer of every test that does not say otherwise."""
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+
+
+def pictures_in(folder: Path) -> Callable[..., Arrays]:
+    """Makes a set of 40 coloured, oblong pictures of 4 classes that may be mirrored, with the options it is given."""
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (40, 6, 8, 3), dtype=np.uint8), np.arange(40) % 4
+    np.savez(folder / "pictures.npz", train_images=x, train_labels=y, test_images=x, test_labels=y)
+    return partial(Arrays, str(folder / "pictures.npz"))
+
+
+def whole(dataset: Any) -> tuple[Tensor, Tensor]:
+    """All images and labels of a data set."""
+    items = [dataset[at] for at in range(len(dataset))]
+    return torch.stack([item[0] for item in items]), torch.tensor([item[1] for item in items])

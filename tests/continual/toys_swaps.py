@@ -1,4 +1,4 @@
-"""Two tasks learnt one after the other, as the swap tests take them apart: `from continual.toys_swaps import learnt`."""
+"""Two tasks learnt one after the other, for swap tests: `from continual.toys_swaps import learnt`."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -83,7 +83,9 @@ def learnt(backbone: Backbone, tasks: tuple[Task, Task], epochs: int, layers: st
         learn(model, task, epochs)
         states.append(snapshot(model))
     parts = sections(model, tasks[0].test.x, layers, lambda x: model(x, 0))
-    return TwoTasks(model, lambda task: View(model, task.label), *states, tasks, parts, "run/version_0", 90, 3)
+    return TwoTasks(
+        model, lambda task: View(model, task.label), *states, tasks, parts, "run/version_0", 90, 3
+    )
 
 
 def mlp(depth: int = 3, width: int = 16, seed: int = 0) -> MLP:

@@ -21,7 +21,7 @@ from tunnel_lightning.report.continual_words import headline
 from tunnel_lightning.report.interactive import figure
 from tunnel_lightning.report.static import figure as drawn
 from tunnel_lightning.runs import ProfileTable, RunError, load_run
-from tunnel_lightning.runs.continual import ContinualRun, load_continual
+from tunnel_lightning.runs.continual import ContinualRun, average_accuracy, load_continual
 
 MODULES = ("", "_layers", "_maps", "_page", "_printed", "_tunnel", "_words")
 
@@ -62,13 +62,13 @@ def lines(chart):
 def test_the_headline_says_which_layers_forget_and_which_transfer(naive):
     assert headline(naive) == (
         "Deep layers forget most: probes fitted when a task was learnt lose 7.4 points at layer 1, 50.7 at layer 7, "
-        "refitted ones at most 1.7 points. For tasks to come layers 1 and 2 are better, layers 4 to 8 are worse than "
+        "refitted ones at most 1.7 points. For tasks to come layer 1 is better, layers 5 to 8 are worse than "
         "untrained"
     )
     still = changed(naive, lambda r: r._replace(value=0.98) if r.variant in ("fixed", "refit_task") else r)
     assert headline(still) == (
         "No layer forgets: probes fitted when a task was learnt lose at most 0.0 points. For tasks to come no layer "
-        "is better or worse than untrained"
+        "is clearly better or worse than untrained"
     )
     top = changed(naive, lambda r: r._replace(index=9 - r.index) if r.variant == "fixed" else r)
     assert headline(top).startswith("Deep layers"), "layers go by their names"
@@ -90,7 +90,7 @@ def test_swaps_say_whether_extractor_or_tunnel_forgets(two):
     assert found.tunnel == pytest.approx((0.837 - 0.784) / (0.995 - 0.784))
     assert headline(two).startswith(
         "The extractor forgets, not the tunnel: layers 1 to 4 as they were bring back 97 % of what task 1 lost, "
-        "layers 5 to 8 25 %"
+        "layers 5 to 8 alone 25 %"
     )
 
 
@@ -121,8 +121,11 @@ def test_the_other_findings(two):
     )
     late = changed(two, lambda r: r._replace(value=0.8) if r.variant == "E1T2" and r.index < 7 else r)
     assert headline(late).startswith(
-        "Forgetting goes all the way up: layers 1 to 7 as they were bring back 100 %"
+        "Forgetting is spread over all layers: layers 1 to 7 as they were bring back all"
     )
+    few = changed(two, lambda r: r._replace(n=25) if r.measure == "swap_accuracy" else r)
+    assert verdict(few).who == "both", "the shares may differ by chance"
+    assert verdict(changed(two, lambda r: r._replace(n=15) if r.measure == "swap_accuracy" else r)) is None
     kept = changed(two, lambda r: r._replace(value=0.99) if r.measure == "swap_accuracy" else r)
     assert verdict(kept) is None
     assert headline(kept).startswith("Deep layers forget most")
@@ -143,7 +146,21 @@ def test_the_cut_is_that_of_the_tunnel_where_a_rule_finds_it(two):
     assert (verdict(hard).cut, verdict(hard).rule) == (4, "id95")
     chart = items(hard)["swaps_1"]
     assert [(mark.x, mark.label) for mark in chart.marks] == [(1, "OOD"), (4, "95 %"), (5, "98 %")]
-    assert "the tunnel starts there by the 95 % rule" in str(page_of_continual(hard).numbers)
+    card = page_of_continual(hard).numbers[-1]
+    assert card.value == "97 %"
+    assert card.detail == "with the others 25 %; the tunnel starts there by the 95 % rule"
+
+
+def test_gains_that_may_be_chance_are_not_said(naive):
+    few = changed(naive, lambda r: r._replace(n=20))
+    assert headline(few).endswith("For tasks to come no layer is clearly better or worse than untrained")
+
+
+def test_the_manifest_may_say_where_the_tunnel_starts(two):
+    manifest = {**two.manifest, "tunnel": {"after": "task 1", "cuts": {"ood": 3, "id95": 2}, "layers": 8}}
+    found = ContinualRun(two.path, two.rows, manifest)
+    assert starts(found) == {"id95": 2, "ood": 3}
+    assert (verdict(found).cut, verdict(found).rule) == (2, "id95")
 
 
 def test_the_key_figures(naive):
@@ -172,6 +189,14 @@ def test_the_matrix_goes_down_in_time(naive):
     np.testing.assert_allclose(found.value[::-1], 100 * naive.network())
     within = items(naive, Map)["within_accuracy"]
     np.testing.assert_allclose(within.value[::-1], 100 * naive.network("within"))
+
+
+def test_courses_begin_when_a_task_is_learnt(naive):
+    chart = lines(items(naive)["course_within"])
+    assert chart["task 3"].x.tolist() == [3, 4, 5]
+    np.testing.assert_allclose(chart["task 3"].y, 100 * naive.network("within")[3:, 2])
+    np.testing.assert_allclose(chart["average"].y, 100 * average_accuracy(naive.network("within")))
+    assert "95 % interval" in chart["task 3"].hover[0]
 
 
 def test_depth_curves_hold_the_table_of_layers(naive):
@@ -243,6 +268,19 @@ def test_exits(naive):
     assert "the network on tasks before the last: 0.0 %" in lines(charts["exits"])
     text = next(s.text for s in page_of_continual(naive).sections if s.key == "exits")
     assert "On 31.0 % of the images an exit is right where the network is not" in text
+
+
+def test_exits_are_those_after_the_last_task(naive):
+    earlier = [
+        r._replace(experience=2, value=0.0)
+        for r in naive.rows
+        if r.measure.startswith(("exit_", "early_exit_")) and r.dataset != "task 5"
+    ]
+    for rows in ([*earlier, *naive.rows], [*naive.rows, *earlier]):
+        found = items(ContinualRun(naive.path, rows, naive.manifest))
+        assert found["early_exits"].rows == items(naive)["early_exits"].rows
+        old = lines(found["exits"])["tasks before the last"]
+        np.testing.assert_allclose(old.y, [100 * (0.45 - 0.04 * k) for k in range(1, 9)])
 
 
 def test_tables(naive):

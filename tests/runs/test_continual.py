@@ -157,6 +157,19 @@ def test_a_run_that_goes_on(tmp_path):
     assert all(len(column) == 0 for column in run.layer_table().values())
 
 
+def test_what_may_be_chance(naive):
+    run = load_continual(naive)
+    found = run.of_tasks("refit_task")
+    p = found.mean(axis=(1, 2))
+    np.testing.assert_allclose(run.doubt("refit_task"), np.sqrt(2 * p * (1 - p) / (4 * sequences.IMAGES)))
+    few = type(run)(run.path, [row._replace(n=5) for row in run.rows], run.manifest)
+    assert np.isfinite(run.layer_table()["relative_forgetting"]).all()
+    assert np.isnan(few.layer_table()["relative_forgetting"]).all(), "the gain may be chance"
+    unknown = type(run)(run.path, [row._replace(n=0) for row in run.rows], run.manifest)
+    assert np.isnan(unknown.doubt("refit_task")).all()
+    assert np.isfinite(unknown.layer_table()["relative_forgetting"]).all()
+
+
 def test_other_numbers_of_directions_are_found(tmp_path):
     rows = [r._replace(variant="k=4") if r.variant == "k=10" else r for r in sequences.sequence_rows(tasks=2)]
     run = load_continual(sequences.write_sequence(tmp_path / "r", rows, 2))

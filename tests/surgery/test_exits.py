@@ -70,7 +70,7 @@ def test_joint_exits_teach_the_layers_too(images, labels):
 def test_joint_exits_survive_changes_in_place(images, labels):
     torch.manual_seed(0)
     trunk = Named("torchvision:resnet18", input_shape=(1, 8, 8), small_stem=True, num_classes=4)
-    model = Exits(trunk, ["net.layer1.0.bn1"], images, pool="avg", detached=False)
+    model = Exits(trunk, ["net.layer1.0.bn1"], images, detached=False)
     train(model, images, labels, steps=1)
     assert model.heads[0].weight.grad.any()
 
@@ -176,6 +176,13 @@ def test_predicting(images):
     assert torch.equal(model.predict(images, 0.0).exit, torch.zeros(12, dtype=torch.int64))
 
 
+def test_unsure_everywhere_costs_the_whole_network():
+    scores = torch.tensor([[[0.0, 0.5]], [[0.1, 0.0]], [[0.2, 0.0]]])
+    got = leave(scores, 0.9, (1, 2, 4))
+    assert (int(got.exit), int(got.answer), int(got.flops)) == (0, 1, 4)
+    assert int(leave(scores, 0.6, (1, 2, 4)).flops) == 1
+
+
 def test_overthinking_by_hand():
     # Rows: two exits, then the network; columns: images, all of class 0.
     right = torch.tensor([[1, 1, 0, 0, 1], [1, 0, 1, 0, 1], [1, 0, 0, 1, 0]])
@@ -188,7 +195,7 @@ def test_overthinking_by_hand():
 
 
 def test_mistakes_in_words(images):
-    with pytest.raises(ValueError, match="'blocks.1' matches no module"):
+    with pytest.raises(ValueError, match=r"'blocks\.1' matches no module"):
         Exits(network(), "blocks.1", images)
     with pytest.raises(ValueError, match="'gram' gives no features"):
         Exits(network(), "block", images, pool="gram")

@@ -117,7 +117,9 @@ def test_copies_freeze_and_thaw_with_it(model, images, parts):
 
 
 def test_instance_norm_with_statistics_too():
-    model = nn.Sequential(nn.Conv1d(2, 2, 1), nn.InstanceNorm1d(2, track_running_stats=True), nn.Conv1d(2, 2, 1))
+    model = nn.Sequential(
+        nn.Conv1d(2, 2, 1), nn.InstanceNorm1d(2, track_running_stats=True), nn.Conv1d(2, 2, 1)
+    )
     parts = sections(model, torch.zeros(2, 2, 5))
     with frozen(model, parts, [1]):
         model.train()(torch.randn(2, 2, 5) + 9)

@@ -37,7 +37,11 @@ def test_mlp_has_one_section_a_layer():
     assert [section.name for section in found.layers] == [f"layers.{i}.linear" for i in range(3)]
     assert found[2].entries == ("layers.1.linear.weight", "layers.1.linear.bias")
     assert found[2].modules == ("layers.1.linear", "layers.1.act")
-    assert (found.head.index, found.head.name, found.head.entries) == (4, "head", ("head.weight", "head.bias"))
+    assert (found.head.index, found.head.name, found.head.entries) == (
+        4,
+        "head",
+        ("head.weight", "head.bias"),
+    )
 
 
 def test_norm_and_statistics_go_with_their_convolution():
@@ -176,6 +180,10 @@ def test_many_heads_are_one_section_and_names_count_from_the_backbone():
     assert set(found.head_of(more)) == {key for key in more if key.startswith("head.")}
     globbed = sections(model, torch.zeros(2, 1, 4, 4), ["layers.1.linear"], lambda x: model(x, 0))
     assert [section.name for section in globbed.layers] == ["layers.1.linear"]
+    names = [section.name for section in found.layers]
+    inner = sections(model.model, torch.zeros(2, 1, 4, 4), names, lambda x: model(x, 0))
+    assert [section.name for section in inner.layers] == names
+    assert sorted(everything(inner)) == sorted(model.model.state_dict())
 
 
 def test_heads_inside_the_backbone():
@@ -191,7 +199,7 @@ def test_heads_inside_the_backbone():
 def test_a_backbone_without_its_head_has_all_its_layers(layers):
     model = Decorated().model
     found = sections(model, example(model), layers)
-    assert len(found) == (6 if layers == "all" else 3)
+    assert len(found) == (6 if layers == "all" else 3)  # the empty head is none of them
     assert (found.head.path, found.head.entries) == ("head", ())
     assert sorted(everything(found)) == sorted(model.state_dict())
 
@@ -207,7 +215,10 @@ def test_what_stands_outside_the_backbone_is_no_layer():
 def test_nothing_is_changed():
     model = Odd().train()
     model.norm.eval()
-    before, hooks = snapshot(model), [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    before, hooks = (
+        snapshot(model),
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+    )
     flags, state = [m.training for m in model.modules()], torch.get_rng_state()
     sections(model, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
@@ -225,10 +236,12 @@ def test_hooks_go_when_the_forward_fails():
 
 def test_mistakes():
     network = MLP(depth=2, width=5, num_classes=4, input_shape=(1, 4, 4))
-    with pytest.raises(ValueError, match="'layer.0' matches no module"):
+    with pytest.raises(ValueError, match=r"'layer\.0' matches no module"):
         sections(network, example(network), "layer.0")
     with pytest.raises(ValueError, match="are no modules"):
         sections(network, example(network), ["default", "addition"])
+    with pytest.raises(ValueError, match="head names the classifier alone"):
+        sections(network, example(network), "head")
     found = sections(network, example(network))
     for index in (0, 4):
         with pytest.raises(ValueError, match=f"no section {index}: the layers are 1 to 2 and the head is 3"):

@@ -38,7 +38,9 @@ def parts(one, images):
 
 
 def same(state, other):
-    return state.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in state.items())
+    return state.keys() == other.keys() and all(
+        torch.equal(value, other[key]) for key, value in state.items()
+    )
 
 
 def train_a_step(model, images):
@@ -113,8 +115,9 @@ def test_mistakes_in_words(one, parts):
         compose({}, state, parts, 1)
     with pytest.raises(ValueError, match="not of the network"):
         compose(state, {}, parts, 1)
-    with pytest.raises(ValueError, match=r"does not fit ResNet.*size mismatch"), loaded(
-        one, {**state, "head.bias": torch.zeros(7)}
+    with (
+        pytest.raises(ValueError, match=r"does not fit ResNet.*size mismatch"),
+        loaded(one, {**state, "head.bias": torch.zeros(7)}),
     ):
         raise AssertionError("loaded")
     assert same(snapshot(one), state)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from tunnel_lightning.continual.models import TaskView, backbone_in
+from tunnel_lightning.continual.models import TaskView
 from tunnel_lightning.continual.run import BEFORE_LAST, SNAPSHOTS, TaskSequence
 from tunnel_lightning.continual.stream import Task
 from tunnel_lightning.continual.swaps import (
@@ -34,6 +35,9 @@ def sweeps(sequence: TaskSequence) -> list[Row]:
     """
     wanted, tasks = sequence.settings.sweeps, sequence.stream.tasks
     if len(tasks) < 2 or not (wanted.swap or wanted.rewind or wanted.tune_epochs or wanted.freeze):
+        return []
+    if why := unswappable(sequence.strategy.model):
+        sequence.progress(f"no extractors and tunnels are swapped: {why}", 0, 0)
         return []
     two = two_tasks(sequence)
     found = tunnels_after(sequence.table.rows, tasks[0])
@@ -64,20 +68,28 @@ def sweeps(sequence: TaskSequence) -> list[Row]:
     return rows
 
 
+def unswappable(model: nn.Module) -> str:
+    """Why the answers of a network are not those of its weights alone; empty where they are."""
+    if hasattr(model, "activate_task"):
+        return "PackNet keeps other weights in force for each task"
+    if hasattr(model, "eval_classifier"):
+        return "ICaRL answers by the nearest class mean, which a layer's weights don't hold"
+    return ""
+
+
 def two_tasks(sequence: TaskSequence) -> TwoTasks:
     """The network with its states after the first and the last task."""
     stream, model = sequence.stream, sequence.strategy.model
-    network = backbone_in(model)
-    device = next(network.parameters()).device
+    device = next(model.parameters()).device
     first, last = stream.tasks[0], stream.tasks[-1]
     parts = sections(
-        network,
+        model,
         first.train.x[:2].to(device),
         [tap.name for tap in sequence.meter.layers],
         forward=TaskView(model, last.label),
     )
     return TwoTasks(
-        network,
+        model,
         lambda task: TaskView(model, task.label),
         read_snapshot(sequence.folder, first),
         read_snapshot(sequence.folder, last),
@@ -106,8 +118,7 @@ def tunnels_after(rows: list[Row], task: Task) -> dict[str, Tunnel]:
         row._replace(variant="ridge") if row.variant == "refit_task" else row
         for row in rows
         if row.experience == task.index
-        and (row.measure, row.variant)
-        in (("probe_accuracy", "refit_task"), ("accuracy", "network"))
+        and (row.measure, row.variant) in (("probe_accuracy", "refit_task"), ("accuracy", "network"))
         and not (row.layer == "network" and row.dataset != task.name)
     ]
     return tunnels(mine, task.name)
@@ -116,14 +127,15 @@ def tunnels_after(rows: list[Row], task: Task) -> dict[str, Tunnel]:
 def train_frozen(sequence: TaskSequence, two: TwoTasks, cut: int) -> dict[str, Any]:
     """The last task again, from the state before it, with layers 1 to ``cut`` frozen; the network's state then."""
     settings = replace(
-        sequence.settings, trainer={**sequence.settings.trainer, "logger": False}, exits=sequence.settings.exits
+        sequence.settings,
+        trainer={**sequence.settings.trainer, "logger": False},
+        exits=sequence.settings.exits,
     )
     again = TaskSequence(settings, sequence.folder, lambda what, done, total: None)
     again.go_on(BEFORE_LAST)
-    network = backbone_in(again.strategy.model)
     try:
-        with frozen(network, two.parts, range(1, cut + 1)):
+        with frozen(again.strategy.model, two.parts, range(1, cut + 1)):
             again.loop.train(again.stream.benchmark.train_stream[len(again.stream.tasks) - 1])
     finally:
         again.close()
-    return snapshot(backbone_in(again.strategy.model))
+    return snapshot(again.strategy.model)

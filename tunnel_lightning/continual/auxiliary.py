@@ -73,7 +73,10 @@ def exit_rows(
         model: ``strategy.model``.
         stream: its tasks.
         thresholds: confidences at which a prediction leaves.
-        run_id, step, epoch, after: of the rows.
+        run_id: of the rows.
+        step: of the rows.
+        epoch: of the rows.
+        after: the task learnt last, from 0; -1 before the first.
 
     Returns:
         Of each exit's layer ``exit_accuracy/exit`` and ``exit_flops_share/exit`` (cost up to it over the whole

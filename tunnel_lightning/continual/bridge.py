@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import signal
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -90,8 +89,6 @@ class LightningLoop(Loop):
         step = loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step
         loop.epoch_progress.reset()
         loop.epoch_progress.increment_by(self.epochs)
-        for tracker in (loop.epoch_progress.total, loop.epoch_progress.current):
-            tracker.processed = self.epochs  # type: ignore[attr-defined]
         step.reset()
         step.increment_by(self.steps)
         loop.epoch_loop.batch_progress.reset()
@@ -119,7 +116,6 @@ class LightningLoop(Loop):
         self._fit()
 
     def _fit(self) -> None:
-        before = signal.getsignal(signal.SIGINT)
         try:
             self.trainer.fit(self._bridge, _Batches(self.strategy))
         except SystemExit as stop:
@@ -127,8 +123,6 @@ class LightningLoop(Loop):
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and before is not None:
-                signal.signal(signal.SIGINT, before)  # and would have the next one ignored
             self.trainer.loggers = self.loggers
 
 

@@ -43,7 +43,7 @@ def classic_stream(
             images that are no tensors.
 
     Example:
-        >>> classic_stream("avalanche.benchmarks.SplitMNITS")
+        >>> classic_stream("avalanche.benchmarks.SplitMNITS")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ValueError: There is no avalanche.benchmarks.SplitMNITS: give the class path of a benchmark, ...
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
@@ -14,8 +15,6 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_s
 from rich.console import Console
 from rich.text import Text
 
-from tunnel_lightning.backbones import Backbone
-from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.continual.scenarios import Scenario
 from tunnel_lightning.continual.settings import (
     ExitOptions,
@@ -26,6 +25,7 @@ from tunnel_lightning.continual.settings import (
 )
 from tunnel_lightning.data import ImageData
 from tunnel_lightning.module import Classifier
+from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.runs import RunError, new_run_folder
 from tunnel_lightning.runs.files import atomic
 from tunnel_lightning.taps import TapSpec
@@ -42,21 +42,30 @@ class Parser(ArgumentParser):
 def parser_of() -> Parser:
     """The arguments, each with its default."""
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
+    with contextlib.suppress(TypeError, ValueError):  # older ones take any value as it is
+        # The arguments of strategies and plugins are theirs to make, not the parser's.
+        set_parsing_settings(instantiate_subclass_spec_in_any=False)
     program = "python -m tunnel_lightning continual"
     parser = Parser(program, f"{program} --config FILE [options]", DESCRIPTION, exit_on_error=False)
     parser.add_argument("--config", action="config", help="settings from a file")
     parser.add_argument("--resume", type=str | None, help="a run folder to go on in, with its own config")
-    parser.add_argument("--name", type=str, default="continual", help="of the run: its folder is RUNS/NAME/version_N")
+    parser.add_argument(
+        "--name", type=str, default="continual", help="of the run: its folder is RUNS/NAME/version_N"
+    )
     parser.add_argument("--runs", type=str, default="runs", help="folder of all runs")
     parser.add_argument("--seed_everything", type=int, default=0, help="seed of network, order and strategy")
-    parser.add_argument("--seeds", type=int, default=1, help="so many runs, of the seeds from seed_everything on")
+    parser.add_argument(
+        "--seeds", type=int, default=1, help="so many runs, of the seeds from seed_everything on"
+    )
     parser.add_argument(
         "--depths", type=list[int] | None, help="the same sequence at these values of the backbone's `depth`"
     )
     parser.add_subclass_arguments(ImageData, "data", required=False, instantiate=False, help="the images")
     parser.add_class_arguments(Scenario, "scenario", instantiate=True, help="how they become tasks")
     parser.add_argument(
-        "--classic", type=str | dict[str, Any] | None, help="one of Avalanche's benchmarks by class path, not --data"
+        "--classic",
+        type=str | dict[str, Any] | None,
+        help="one of Avalanche's benchmarks by class path, not --data",
     )
     skip: set[str] = {"lr_scheduler", "compile"}
     parser.add_class_arguments(Classifier, "model", instantiate=False, skip=skip)
@@ -106,7 +115,9 @@ def parse(argv: Sequence[str]) -> tuple[Parser, Namespace]:
         if folder is not None:
             config = folder / CONFIG_FILE
             if not config.is_file():
-                raise RunError(f"{folder} is no run folder: it has no {CONFIG_FILE}; give one that `continual` made")
+                raise RunError(
+                    f"{folder} is no run folder: it has no {CONFIG_FILE}; give one that `continual` made"
+                )
             arguments = ["--config", str(config), *arguments]
         return parser, parser.parse_args(arguments)
     except ArgumentError as error:

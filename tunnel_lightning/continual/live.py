@@ -11,7 +11,6 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from tunnel_lightning.callbacks.publish import clean
-
 from tunnel_lightning.runs import NETWORK, Row
 from tunnel_lightning.runs.continual import average_accuracy, forgetting, matrix
 

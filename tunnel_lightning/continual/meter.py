@@ -26,7 +26,7 @@ from tunnel_lightning.measures import (
     ridge_from_moments,
 )
 from tunnel_lightning.runs import NETWORK, Row
-from tunnel_lightning.taps import Tap, Taps, TapSpec, quiet
+from tunnel_lightning.taps import Tap, Taps, TapSpec
 
 PROBES = ("fixed", "refit_task", "refit_all", "online")
 """Kinds of probe."""
@@ -182,7 +182,7 @@ class LayerMeter:
         chosen = set(range(len(self.stream.tasks)) if tasks is None else tasks)
         wanted = [task for task in self.stream.tasks if task.index in chosen]
         rows = Rows(self.run_id, step, epoch, after)
-        with quiet(model), attach(model, self.layers, self.spec, self.stream.tasks[0].train.x) as taps:
+        with attach(model, self.layers, self.spec, self.stream.tasks[0].train.x) as taps:
             look = _Look(model, taps, rows, self._sums(wanted))
             refitted = {task.index: self._fit(look, task) for task in wanted}
             look.pooled = {

@@ -167,7 +167,9 @@ class StreamProbes:
         if not known.all():
             shown, answers = {name: rows[known] for name, rows in shown.items()}, answers[known]
         if self.bank is None:
-            self.bank = self._new_bank().to(answers.device)
+            self.bank = self._new_bank()
+        if next(self.bank.parameters()).device != answers.device:  # a state that was read waits on the CPU
+            self.bank.to(answers.device)
         self.bank.step(shown, answers)
 
     def head(self, layer: str) -> LinearHead | None:
@@ -207,7 +209,7 @@ class StreamProbes:
         """Go on from what `state_dict` returned."""
         self.steps, self.missed, self.bank = state["steps"], state["missed"], None
         if state["bank"] is not None:
-            self.bank = self._new_bank().to(next(iter(state["bank"].values())).device)
+            self.bank = self._new_bank()
             self.bank.load_state_dict(state["bank"])
 
     def _new_bank(self) -> ProbeBank:

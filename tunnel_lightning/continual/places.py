@@ -43,7 +43,7 @@ def find_layers(model: nn.Module, spec: TapSpec, example: Tensor) -> list[Tap]:
     taps = Taps(network, spec)
     try:
         _look_once(taps, view, example)
-        found = [tap for tap in taps.layers if tap.module != head and not tap.module.startswith(f"{head}.")]
+        found = [tap for tap in taps.layers if tap.module != head]
     finally:
         taps.remove()
     if not found:

@@ -19,7 +19,7 @@ from tunnel_lightning.continual.auxiliary import ExitLoss, exit_rows, with_exits
 from tunnel_lightning.continual.live import Live
 from tunnel_lightning.continual.loops import make_loop
 from tunnel_lightning.continual.meter import LayerMeter
-from tunnel_lightning.continual.models import backbone_in, prepare_model
+from tunnel_lightning.continual.models import prepare_model
 from tunnel_lightning.continual.scenarios import classic_stream, make_stream
 from tunnel_lightning.continual.settings import Settings, load
 from tunnel_lightning.continual.state import can_resume, export_state, import_state
@@ -228,7 +228,7 @@ class TaskSequence:
         snapshots.mkdir(exist_ok=True)
         if index >= 0:
             with atomic(snapshots / f"task_{index + 1}.pt", "wb") as file:
-                torch.save(snapshot(backbone_in(self.strategy.model)), file)
+                torch.save(snapshot(self.strategy.model), file)
         self.table.append(rows)
         if self.resumable is not None:
             return

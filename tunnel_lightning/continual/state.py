@@ -230,7 +230,7 @@ def _set_optimizer(strategy: Any, kept: Mapping[str, Any]) -> None:
             f"The state has {len(kept['names'])} groups of parameters, the optimizer {len(optimizer.param_groups)}."
         )
     for group, names in zip(optimizer.param_groups, kept["names"], strict=True):
-        # Heads come in the order they were made, which is not that of a network that has them all.
+        # Which group a head that came later has joined is Avalanche's choice.
         group["params"] = [parameters[name] for name in names]
     optimizer.load_state_dict(kept["state"])
     # How Avalanche knows which parameters are new at the next task.

@@ -159,6 +159,7 @@ def make_strategy(
     method, cls = strategy_class(name)
     args = {key: plain_or_built(value) for key, value in (init_args or {}).items()}
     check_arguments(method, cls, args)
+    builders.mend_si()  # as a strategy and as a plugin
     made = [make_plugin(plugin) for plugin in plugins]
     evaluated = args.get("eval_every", -1) >= 0
     common = {

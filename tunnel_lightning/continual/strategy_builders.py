@@ -97,8 +97,7 @@ def build(job: Job) -> Any:
 
 
 def build_si(job: Job) -> Any:
-    """Mended, and a word where it diverges."""
-    mend_si()
+    """With a word where it diverges."""
     strategy = build(job)
     group = strategy.optimizer.param_groups[0]
     if group.get("momentum") or "betas" in group:
@@ -214,11 +213,14 @@ def build_lamaml(job: Job) -> Any:
 def build_pnn(job: Job) -> Any:
     """Avalanche's own progressive network in the place of the backbone."""
     from avalanche.models import PNN
+    from avalanche.models.utils import avalanche_model_adaptation
 
     args = dict(job.args)
     names = ("num_layers", "hidden_features_per_column", "adapter")
     options = {name: args.pop(name) for name in names if name in args}
     job.model = PNN(in_features=math.prod(job.stream.input_shape), **options)
+    # Else it has no column for any task, and no layer runs before the first training.
+    avalanche_model_adaptation(job.model, job.stream.benchmark.train_stream[0])
     job.args = args
     return build(job)
 

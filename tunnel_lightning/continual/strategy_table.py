@@ -287,7 +287,7 @@ _METHODS = (
         "a new column of layers for each task (Rusu et al., 2016)",
         heads=MULTI,
         extra=("num_layers", "hidden_features_per_column", "adapter"),
-        note="Brings Avalanche's own fully connected network; the backbone is not used.",
+        note="Brings Avalanche's own fully connected network for the backbone; of it the first column is measured.",
     ),
     Method(
         "AR1",

@@ -86,12 +86,13 @@ def name(given: Any) -> str:
     """A class by the last part of its path, with its plain arguments.
 
     Example:
-        >>> name({"class_path": "pack.MLP", "init_args": {"depth": 8, "layers": ["a"]}})
+        >>> name({"class_path": "pack.MLP", "init_args": {"depth": 8, "num_classes": 2, "layers": ["a"]}})
         'MLP (depth 8)'
     """
     if not isinstance(given, Mapping):
         return str(given or "")
-    plain = {k: v for k, v in (given.get("init_args") or {}).items() if isinstance(v, int | float | str)}
+    arguments = {k: v for k, v in (given.get("init_args") or {}).items() if k != "num_classes"}
+    plain = {k: v for k, v in arguments.items() if isinstance(v, int | float | str)}
     said = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
     title = str(given.get("class_path") or "").rpartition(".")[2]
     return f"{title} ({said})" if said else title
@@ -199,6 +200,7 @@ def task_tables(run: ContinualRun) -> list[Table]:
         note += "the best there was less that now (Chaudhry et al., 2018)."
         if "forward transfer %" in after:
             note += " Forward transfer: accuracy before a task is learnt less that before any training."
+        note = "" if found else note  # the first one has said it
         found.append(Table(f"accuracies_{kind}", title, heads, lines, note))
     return found
 

@@ -53,13 +53,13 @@ def decides(found: Verdict) -> str:
 
     Example:
         >>> decides(Verdict("task 1", 0.21, 1, 2, "", 0.967, 0.251))
-        'the extractor forgets, not the tunnel: layer 1 as it was brings back 97 % of what task 1 lost, layer 2 25 %'
+        'the extractor forgets, not the tunnel: layer 1 as it was brings back 97 % of what task 1 lost, layer 2 alone 25 %'
     """
     lower, upper = _span(1, found.cut), _span(found.cut + 1, found.layers)
     low, high = _share(found.extractor), _share(found.tunnel)
     what = f"of what {found.task} lost"
-    below = f"{lower} {_back(found.cut)} {low} {what}, {upper} {high}"
-    above = f"{upper} {_back(found.layers - found.cut)} {high} {what}, {lower} {low}"
+    below = f"{lower} {_back(found.cut)} {low} {what}, {upper} alone {high}"
+    above = f"{upper} {_back(found.layers - found.cut)} {high} {what}, {lower} alone {low}"
     return {
         "extractor": f"the extractor forgets, not the tunnel: {below}",
         "tunnel": f"the tunnel forgets, not the extractor: {above}",
@@ -132,7 +132,7 @@ def transfers(run: ContinualRun) -> str:
     up, down = index[gain >= clear], index[gain <= -clear]
     if not len(up) and not len(down):
         return "for tasks to come no layer is clearly better or worse than untrained"
-    parts = [f"{_some(up)} better"] * bool(len(up)) + [f"{_some(down)} worse"] * bool(len(down))
+    parts = [f"{_some(each)} {what}" for each, what in ((up, "better"), (down, "worse")) if len(each)]
     return f"for tasks to come {', '.join(parts)} than untrained"
 
 

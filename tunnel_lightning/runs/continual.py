@@ -304,10 +304,11 @@ class ContinualRun:
 
         Returns:
             By name an array of shape ``[L]``, NaN for what was not measured: in fractions ``drift``,
-            ``representation_forgetting``, ``online_forgetting`` and ``all_classes_lost``; in shares of what was gained
-            ``relative_forgetting``, NaN where that gain may be chance; ``all_classes``, the accuracy of a probe of all classes; ``cka``, ``overlap`` and ``residual``
-            against the layer as it was; ``rank`` and ``effective_rank``; ``unseen``, what probes of tasks have gained
-            by those learnt before them, since before any training.
+            ``representation_forgetting``, ``online_forgetting`` and ``all_classes_lost``; ``relative_forgetting``, in
+            shares of what was gained, NaN where that gain may be chance; ``all_classes``, the accuracy of a probe of
+            all classes; ``cka``, ``overlap`` and ``residual`` against the layer as it was; ``rank`` and
+            ``effective_rank``; ``unseen``, what probes of tasks have gained by those learnt before them, since before
+            any training.
         """
         after = self.done if after is None else after
         pick = max(after - 1, 0)

@@ -138,7 +138,12 @@ def sections(
         if {"default", "all"}.intersection(patterns):
             taps, _, calls = _run(model, example, [*patterns, head.module], forward)
         head = None
-    return _divide(model, home, taps, _whole_head(model, head, calls) if head else own or "", calls)
+    where = _whole_head(model, head, calls) if head else own or ""
+    outside = [path for path in (where, own) if path]
+    taps = [tap for tap in taps if not any(_below(tap.module, path) for path in outside)]
+    if not taps:
+        raise ValueError(f"sections: {', '.join(patterns)} names the classifier alone; name a layer before.")
+    return _divide(model, home, taps, where, calls)
 
 
 class _Calls:
@@ -261,13 +266,14 @@ def _divide(model: nn.Module, home: str, taps: list[Tap], head: str, calls: _Cal
             return 0
         return next((runs[holder] for holder in _holders(owner) if holder in runs), 1)
 
-    shared: dict[int, int] = {}
     state = model.state_dict(keep_vars=True)
-    for key, tensor in state.items():
-        shared[id(tensor)] = min(shared.get(id(tensor), len(taps)), section_of(key))
+    shared: dict[int, int] = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            shared[id(value)] = min(shared.get(id(value), len(taps)), section_of(key))
     entries: list[list[str]] = [[] for _ in range(len(taps) + 1)]
-    for key, tensor in state.items():
-        entries[shared[id(tensor)]].append(key)
+    for key, value in state.items():
+        entries[shared[id(value)] if isinstance(value, Tensor) else section_of(key)].append(key)
     leaves = [(times[0], path) for path, times in calls.began.items() if times and _is_leaf(modules[path])]
     ran: list[list[str]] = [[] for _ in range(len(taps) + 1)]
     for _, path in sorted(leaves):
