@@ -97,6 +97,14 @@ def test_what_does_not_go_with_a_strategy_is_refused(
         make_loop(make("Naive", stream), "auto", options)
 
 
+@pytest.mark.parametrize("name", ["BiC", "ICaRL"])
+def test_what_would_fail_under_autocast_is_refused(name: str, stream: Stream) -> None:
+    strategy = make(name, stream)
+    with pytest.raises(ValueError, match=f"precision is bf16-mixed, but {name} with .* give 32-true"):
+        make_loop(strategy, "auto", {"precision": "bf16-mixed"})
+    assert make_loop(strategy, "auto", {"precision": "32-true"}).name == "lightning"
+
+
 @pytest.mark.parametrize(
     ("loop", "why"), [("native", "loop: native has none"), ("auto", "it has a training_epoch of its own")]
 )

@@ -63,6 +63,17 @@ def test_the_optimizer_can_start_anew_with_each_task(stream: Stream) -> None:
     assert not torch.equal(kept["model.head.weight"], state_of(loops[0])["model.head.weight"])
 
 
+def test_a_strategy_keeps_its_own_backward_pass(stream: Stream) -> None:
+    loops = []
+    for name in ("native", "lightning"):
+        strategy = make("Naive", stream)
+        strategy.backward = lambda strategy=strategy: (0.5 * strategy.loss).backward()
+        loops.append(make_loop(strategy, name))
+        torch.manual_seed(2)
+        loops[-1].train(stream.benchmark.train_stream[0])
+    assert_equal(*loops)
+
+
 class Meddler:
     """What plugins may do that Lightning would not expect."""
 

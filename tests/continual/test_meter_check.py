@@ -71,7 +71,7 @@ def test_naive_forgets_with_depth_and_replay_hardly() -> None:
     assert drift(naive, LAYERS[7]) >= 4 * drift(naive, LAYERS[0])
     # What the layers know of all classes falls with depth, and hardly under replay.
     fallen, kept = all_classes(naive), all_classes(replay)
-    assert np.corrcoef(range(8), fallen)[0, 1] < -0.8
+    assert np.corrcoef(range(8), fallen)[0, 1] < -0.7
     assert max(fallen[:2]) - fallen[7] > 0.08
     assert max(kept[:2]) - kept[7] < 0.04
-    assert drift(replay, LAYERS[7]) < drift(naive, LAYERS[7]) / 2
+    assert drift(replay, LAYERS[7]) < 0.75 * drift(naive, LAYERS[7])

@@ -146,6 +146,22 @@ def test_backbone_is_found_in_every_network_but_pnn() -> None:
         assert found == ("PNN" if method.name == "PNNStrategy" else "MLP"), method.name
 
 
+def test_what_is_made_for_a_strategy() -> None:
+    tasks = stream()
+    for head, name in (("fixed", "head"), ("incremental", "head.classifier")):
+        strategy = made("CWRStar", tasks, head=head)
+        assert [each.cwr_layer_name for each in strategy.plugins if hasattr(each, "cwr_layer_name")] == [name]
+    featured = made("LFL", tasks).model
+    features = featured.get_features(tasks.tasks[0].train.x)
+    features.sum().backward()
+    first = backbone_in(featured).layers[0].linear.weight  # type: ignore[union-attr, index]
+    assert features.shape == (24, 16)
+    assert first.grad is not None
+    heads = stream("task_incremental")
+    columns = TaskView(made("PNNStrategy", heads).model, 0)  # before anything is learnt
+    assert columns(heads.tasks[0].train.x).shape == (24, 2)
+
+
 def test_joint_training_takes_one_turn_with_all_tasks() -> None:
     tasks = stream()
     ((last, experiences),) = turns(made("JointTraining", tasks), tasks)

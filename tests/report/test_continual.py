@@ -20,7 +20,7 @@ from tunnel_lightning.report.continual_tunnel import starts, verdict
 from tunnel_lightning.report.continual_words import headline
 from tunnel_lightning.report.interactive import figure
 from tunnel_lightning.report.static import figure as drawn
-from tunnel_lightning.runs import ProfileTable, RunError, load_run
+from tunnel_lightning.runs import ProfileTable, RunError
 from tunnel_lightning.runs.continual import ContinualRun, average_accuracy, load_continual
 
 MODULES = ("", "_layers", "_maps", "_page", "_printed", "_tunnel", "_words")
@@ -95,7 +95,7 @@ def test_swaps_say_whether_extractor_or_tunnel_forgets(two):
 
 
 def test_the_other_findings(two):
-    # what the extractor did at cut k the tunnel does at cut 8 - k
+    # what the extractor did at cut k the tunnel does at cut 9 - k
     of = {
         (r.variant, r.index): r.value
         for r in two.rows
@@ -104,16 +104,16 @@ def test_the_other_findings(two):
     mirrored = changed(
         two,
         lambda r: (
-            r._replace(value=of["E1T2" if r.variant == "E2T1" else "E2T1", max(8 - r.index, 1)])
+            r._replace(value=of["E1T2" if r.variant == "E2T1" else "E2T1", 9 - r.index])
             if r.measure == "swap_accuracy" and r.variant in ("E1T2", "E2T1")
             else r
         ),
     )
     found = verdict(mirrored)
-    assert (found.cut, found.who) == (4, "tunnel")
-    assert "The tunnel forgets, not the extractor: layers 5 to 8 as they were bring back 97 %" in headline(
-        mirrored
-    )
+    assert (found.cut, found.who) == (5, "tunnel")
+    said = "The tunnel forgets, not the extractor: layers 6 to 8 as they were bring back 97 % of what task 1 lost, "
+    assert headline(mirrored).startswith(f"{said}layers 1 to 5 alone 25 %")
+    assert page_of_continual(mirrored).numbers[-1].label.endswith("is back with layers 6 to 8 as they were")
     half = changed(two, lambda r: r._replace(value=0.89) if r.variant in ("E1T2", "E2T1") else r)
     assert (verdict(half).who, verdict(half).cut) == ("both", 4)
     assert headline(half).startswith(
@@ -398,9 +398,3 @@ def test_a_run_without_rows_has_nothing_to_show(tmp_path):
     with pytest.raises(RunError, match="nothing to show"):
         write_report(folder)
     assert not (folder / "report.html").exists()
-
-
-def test_other_runs_keep_their_page(tmp_path, mlp_rows):
-    ProfileTable(tmp_path / "profile.csv").append(mlp_rows)
-    assert "Depth profile" in write_report(tmp_path).read_text()
-    assert load_run(tmp_path).rows

@@ -31,6 +31,8 @@ OPTIONS = (
 
 FULL = ("32", "32-true")
 PRECISIONS = (*FULL, "bf16", "bf16-mixed")
+ONE_PRECISION = ("BiCPlugin", "ICaRLLossPlugin")
+"""Plugins that put scores into tensors of another precision under autocast, which torch refuses in mid-training."""
 
 
 class LightningLoop(Loop):
@@ -91,7 +93,6 @@ class LightningLoop(Loop):
         loop.epoch_progress.increment_by(self.epochs)
         step.reset()
         step.increment_by(self.steps)
-        loop.epoch_loop.batch_progress.reset()
         loop.epoch_loop._batches_that_stepped = self.steps
 
     def train(self, experience: Any, on_step: Any = None) -> None:
@@ -283,7 +284,7 @@ def check_options(options: Mapping[str, Any], strategy: Any) -> None:
     if (devices := options.get("devices", 1)) not in (1, "1", "auto"):
         raise ValueError(f"trainer: devices is {devices}, but a strategy lives on one device; give 1.")
     kind = {"gpu": "cuda"}.get(options.get("accelerator", "auto"), options.get("accelerator", "auto"))
-    if kind not in ("auto", strategy.device.type if strategy is not None else kind):
+    if kind not in ("auto", strategy.device.type):
         raise ValueError(
             f"trainer: accelerator is {kind}, but the strategy is on {strategy.device}; set device."
         )
@@ -292,6 +293,13 @@ def check_options(options: Mapping[str, Any], strategy: Any) -> None:
             f"trainer: precision is {options['precision']}; give 32-true or bf16-mixed: plugins read gradients, "
             "which 16-mixed scales, and images of their own, which true half or double precision would not take."
         )
+    if str(options.get("precision", "32")) not in FULL:
+        for plugin in strategy.plugins:
+            if type(plugin).__name__ in ONE_PRECISION:
+                raise ValueError(
+                    f"trainer: precision is {options['precision']}, but {type(strategy).__name__} with "
+                    f"{type(plugin).__name__} mixes scores of both precisions and would fail; give 32-true."
+                )
 
 
 def loggers_of(given: Any, folder: Path | None) -> list[Logger]:

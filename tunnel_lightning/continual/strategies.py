@@ -100,7 +100,7 @@ def strategy_class(name: str) -> tuple[Method, type]:
     for method in STRATEGIES.values():
         if f"{cls.__module__}.{cls.__qualname__}" == method.path:
             return strategy_class(method.name)
-    return Method(cls.__name__, name, about="", fails=""), cls
+    return Method(cls.__name__, name, about=""), cls
 
 
 def make_strategy(

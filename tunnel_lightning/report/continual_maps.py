@@ -36,7 +36,7 @@ def task_map(run: ContinualRun, kind: str, key: str, name: str, note: str) -> li
         return []
     rows = [f"after {run.tasks[k - 1]}" if k else BEFORE for k in measured]
     columns = [
-        task if classes else task
+        f"{task} ({classes})" if classes else task
         for task, classes in zip(run.tasks, run.classes, strict=True)
     ]
     found = Map(

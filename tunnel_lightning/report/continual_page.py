@@ -169,7 +169,7 @@ def _images(run: ContinualRun, kind: str, j: int) -> int:
 
 def task_tables(run: ContinualRun) -> list[Table]:
     """The accuracy matrix as a table, with averages and forgetting; within tasks, too, where that differs."""
-    found = []
+    found: list[Table] = []
     titles = {"network": "Accuracies after each task"}
     if run.single_head:
         titles["within"] = "Accuracies within tasks, after each task"

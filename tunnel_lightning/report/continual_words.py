@@ -52,8 +52,8 @@ def decides(found: Verdict) -> str:
     """Say whether it is the extractor or the tunnel that forgets.
 
     Example:
-        >>> decides(Verdict("task 1", 0.21, 1, 2, "", 0.967, 0.251))
-        'the extractor forgets, not the tunnel: layer 1 as it was brings back 97 % of what task 1 lost, layer 2 alone 25 %'
+        >>> decides(Verdict("A", 0.21, 1, 2, "", 0.967, 0.251))
+        'the extractor forgets, not the tunnel: layer 1 as it was brings back 97 % of what A lost, layer 2 alone 25 %'
     """
     lower, upper = _span(1, found.cut), _span(found.cut + 1, found.layers)
     low, high = _share(found.extractor), _share(found.tunnel)

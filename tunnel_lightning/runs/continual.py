@@ -255,9 +255,9 @@ class ContinualRun:
         """Measure and variant of a kind; comparisons may have been made with another number of directions."""
         measure, variant = KINDS[kind]
         there = sorted({r.variant for r in self.rows if r.measure == measure})
-        return measure, variant if variant in there or measure == "probe_accuracy" else (there or [variant])[
-            0
-        ]
+        if variant in there or not there or measure == "probe_accuracy":
+            return measure, variant
+        return measure, there[0]
 
     @cached_property
     def _images(self) -> dict[tuple[str, str], dict[str, int]]:
