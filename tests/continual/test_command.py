@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.continual import run as module
@@ -78,7 +79,16 @@ def test_a_run_leaves_everything(tmp_path, capsys):
     assert section["resumable"] is None
     assert [task["classes"] for task in section["tasks"]] == [["0", "1"], ["2", "3"], ["4", "5"]]
     assert (folder / "report.html").stat().st_size > 10_000
-    assert list(folder.glob("events.out.tfevents.*"))
+    shown = EventAccumulator(str(folder), size_guidance={"images": 0})
+    shown.Reload()
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    scalars = set(shown.Tags()["scalars"])
+    assert {"train/loss", "accuracy/task_1", "accuracy/average", "accuracy/forgetting"} <= scalars
+    assert "layers/probe_accuracy_refit_all/03_layers.2.linear" in scalars
+    assert {"tasks/task_accuracy", "tasks/time_all", "tasks/swaps_1"} <= set(shown.Tags()["images"])
+    accuracy = {row.step: row.value for row in rows if row.layer == "network" and row.dataset == "task 1"
+                and (row.measure, row.variant) == ("accuracy", "network")}  # fmt: skip
+    assert {event.step: event.value for event in shown.Scalars("accuracy/task_1")} == pytest.approx(accuracy)
 
 
 @pytest.mark.parametrize("stop", [0, 1])

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from tunnel_lightning.callbacks.publish import clean
+from tunnel_lightning.report.canvas import to_image
+from tunnel_lightning.report.charts import Table
+from tunnel_lightning.report.continual import page_of_tasks
+from tunnel_lightning.report.static import figure
 from tunnel_lightning.runs import NETWORK, Row
 from tunnel_lightning.runs.continual import average_accuracy, forgetting, matrix
 
@@ -26,22 +29,27 @@ LAYER_CHARTS = {
 """Measures with a chart of all layers, averaged over the tasks they are of."""
 
 
+PICTURES = ("task_accuracy", "forgetting_by_depth", "time_all", "time_drift", "swaps_1")
+"""Pictures of the page that TensorBoard shows too, drawn anew after each task."""
+
+
 class Live:
     """Scalars, and a chart for each measure with a line for each layer.
 
     Args:
-        folder: of the run.
+        writer: TensorBoard's, the one that the training loss goes to (TensorBoard follows the newest file of a
+            folder); None shows nothing.
         tasks: names of the stream's tasks.
         rows: what was measured before, of a run that goes on.
 
     Example:
         >>> import tempfile
-        >>> with Live(Path(tempfile.mkdtemp()), ["task 1"]) as live:
-        ...     live([Row("r", 9, 1, 0, "test", "task 1", "network", 3, "accuracy", "network", 0.9)])
+        >>> live = Live(SummaryWriter(tempfile.mkdtemp()), ["task 1"])
+        >>> live([Row("r", 9, 1, 0, "test", "task 1", "network", 3, "accuracy", "network", 0.9)])
     """
 
-    def __init__(self, folder: Path, tasks: Sequence[str], rows: Iterable[Row] = ()) -> None:
-        self._writer = SummaryWriter(str(folder))
+    def __init__(self, writer: SummaryWriter | None, tasks: Sequence[str], rows: Iterable[Row] = ()) -> None:
+        self._writer = writer
         self._tasks = list(tasks)
         self._rows = list(rows)
         self._charts: dict[str, list[str]] = {}
@@ -49,7 +57,7 @@ class Live:
     def __call__(self, rows: Iterable[Row]) -> None:
         """Show what was measured after a task."""
         new = list(rows)
-        if not new:
+        if not new or self._writer is None:
             return
         self._rows += new
         step = max(row.step for row in new)
@@ -73,20 +81,25 @@ class Live:
             for (index, layer), values in layers.items():
                 tag = clean(f"layers/{measure}_{variant}/{index:02d}_{layer}")
                 self._scalar(tag, float(np.mean(values)), step)
-            if layers and title not in self._charts:
+            if layers and title not in self._charts and self._writer is not None:
                 self._charts[title] = [f"^{clean(f'layers/{measure}_{variant}')}/"]
                 self._writer.add_custom_scalars(
                     {"Layers": {name: ["Multiline", tags] for name, tags in self._charts.items()}}
                 )
 
     def _scalar(self, tag: str, value: float, step: int) -> None:
-        if math.isfinite(value):
+        if self._writer is not None and math.isfinite(value):
             self._writer.add_scalar(clean(tag), value, step)
 
-    def __enter__(self) -> Live:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.close()
+    def pictures(self, folder: Path) -> None:
+        """Show the run's maps and depth curves as they are now, from its files."""
+        if self._writer is None:
+            return
+        page, step = page_of_tasks(folder), max(row.step for row in self._rows)
+        assert page is not None, "a run over tasks"
+        for section in page.sections:
+            for item in section.items:
+                if item.key in PICTURES and not isinstance(item, Table):
+                    pixels = to_image(figure(item))
+                    self._writer.add_image(f"tasks/{item.key}", pixels, step, dataformats="HWC")
+        self._writer.flush()

@@ -37,10 +37,10 @@ def learn_one(settings: Settings, folder: Path, progress: Progress) -> None:
         elif sequence.resumable is not None:
             progress(f"this run can't be resumed: {sequence.resumable}", 0, 0)
         tasks = [task.name for task in sequence.stream.tasks]
-        with Live(folder, tasks, sequence.table.rows) as live:
-            sequence.learn_all(live)
-        rows = sweeps(sequence)
-        sequence.table.append(rows)
+        live = Live(sequence.loop.writer, tasks, sequence.table.rows)
+        sequence.learn_all(live)
+        sequence.table.append(sweeps(sequence))
+        live.pictures(folder)
     finally:
         sequence.close()
     section = read_manifest(folder)["continual"]

@@ -148,6 +148,7 @@ class TaskSequence:
             self._keep(index, rows)
             if live is not None:
                 live(rows)
+                live.pictures(self.folder)
             if index >= 0:
                 own = [row for row in rows if row.layer == NETWORK and row.variant == "network"]
                 shown = " ".join(f"{100 * row.value:.1f}" for row in own if row.measure == "accuracy")
