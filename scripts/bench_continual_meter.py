@@ -1,6 +1,6 @@
 """What the layer meter adds to a continual run: Split CIFAR-10, 5 tasks of 5 epochs, ResNet-18 of width 16.
 
-    python scripts/bench_continual_meter.py [--batch 64] [--train 1000] [--test 500] [--blocks 8]
+    python scripts/bench_continual_meter.py [--batch 64] [--train 1000] [--test 1000] [--blocks 8]
 
 Two things are timed in one process and taken together for the whole run (250,000 images trained on):
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--train", type=int, default=1000)
-    parser.add_argument("--test", type=int, default=500)
+    parser.add_argument("--test", type=int, default=1000)
     parser.add_argument("--blocks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=25, help="of a block")
     args = parser.parse_args()

@@ -268,3 +268,17 @@ def test_examples_of_the_docstrings_run(module):
     done = doctest.testmod(importlib.import_module(f"tunnel_lightning.continual.{module}"))
     assert done.attempted > 0
     assert done.failed == 0
+
+
+def test_its_deprecated_functions_leave_the_filters_of_warnings_alone():
+    compat.avalanche()
+    from avalanche.training.plugins import ReplayPlugin
+
+    replay, before = ReplayPlugin(mem_size=4), list(warnings.filters)
+
+    class Strategy:
+        experience = stream(tasks=2).benchmark.train_stream[0]
+
+    with pytest.warns(DeprecationWarning, match="deprecated"):
+        replay.storage_policy.update(Strategy())
+    assert list(warnings.filters) == before

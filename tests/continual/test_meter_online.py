@@ -55,7 +55,8 @@ class Loop:
 def started(kind: str = "class_incremental", **options: Any) -> tuple[Stream, Any, LayerMeter, Loop]:
     stream = blobs(kind)
     model = network(stream)
-    meter = LayerMeter(stream, probes=["online"], drift=False, ranks=False, **options)
+    every = {"online_lr": 1e-3, "online_every_n_steps": 1, **options}
+    meter = LayerMeter(stream, probes=["online"], drift=False, ranks=False, **every)
     meter.start(model)
     return stream, model, meter, Loop(model, meter)
 

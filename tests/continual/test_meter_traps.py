@@ -99,7 +99,7 @@ def learn(name: str, measured: bool, first: bool = True, loop: str = "native") -
     strategy, meter = make(name, of), None
     seed_everything(2, verbose=False)
     if measured:
-        meter = LayerMeter(of)
+        meter = LayerMeter(of, online_every_n_steps=1)
         meter.start(strategy.model)
         plugins = meter.plugins()
         strategy.plugins[:] = plugins + strategy.plugins if first else strategy.plugins + plugins
@@ -168,7 +168,7 @@ def naive(model: nn.Module, plugins: list[Any]) -> Any:
 
 def test_hooks_are_on_the_network_only_during_its_forward_pass() -> None:
     of = stream(tasks=5)
-    model, meter, spy = mlp(of), LayerMeter(of), Spy()
+    model, meter, spy = mlp(of), LayerMeter(of, online_every_n_steps=1), Spy()
     meter.start(model)
     strategy = naive(model, [*meter.plugins(), spy])
     strategy.train(of.benchmark.train_stream[0])

@@ -110,6 +110,7 @@ def test_learns_two_tasks(name: str, head: str, capfd: pytest.CaptureFixture[str
         with torch.no_grad():
             scores = TaskView(network, task.label)(images)
         assert torch.equal(scores.argmax(1), own)
+        assert scores.shape[1] <= tasks.outputs
     printed = capfd.readouterr()
     assert printed.out == ""
 

@@ -140,6 +140,7 @@ def test_feature_replay_shares_one_loss_among_all_strategies() -> None:
 
     assert isinstance(inspect.signature(cls).parameters["criterion"].default, MaskedCrossEntropy)
     first, second = (made("FeatureReplay", stream()) for _ in range(2))
+    assert isinstance(first._criterion, MaskedCrossEntropy)
     assert first._criterion is not second._criterion
 
 

@@ -6,7 +6,8 @@
 - It replaces ``torch.utils.data.Dataset.__add__`` for everyone. Its replacement lets ``plain + avalanche`` fall
   through to ``AvalancheDataset.__radd__``, which calls ``plain.concat``, a method that no plain data set has: the
   library itself can't need it, so torch's own comes back and such a sum is a ``ConcatDataset`` as before.
-- It may draw from random states and leave warning filters; both end as they began.
+- It may draw from random states and leave warning filters; both end as they began. Its own deprecated functions would
+  put a filter of theirs before the user's at every call, hence a line after every task: they may only warn.
 - What broke with newer versions of torch is mended by `Shim`s, each applied only where it is needed.
 """
 
@@ -80,10 +81,21 @@ def avalanche() -> ModuleType:
         torch_add = getattr(module, "_dataset_add", None)  # where the library keeps what it replaced
         if torch_add is not None:
             Dataset.__add__ = torch_add  # type: ignore[method-assign]
+        importlib.import_module("avalanche._annotations").warnings = _Warnings  # type: ignore[attr-defined]
         for shim in shims():
             if shim.name not in _applied and shim.needed():
                 _applied[shim.name] = shim.apply()
     return module
+
+
+class _Warnings:
+    """The module `warnings` without a say in the filters."""
+
+    warn = staticmethod(warnings.warn)
+
+    @staticmethod
+    def simplefilter(*args: Any, **kwargs: Any) -> None:
+        """Leave the filters alone."""
 
 
 def shims() -> tuple[Shim, ...]:

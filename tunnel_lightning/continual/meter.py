@@ -67,7 +67,7 @@ class LayerMeter:
         reference_columns: columns of a wider layer that are kept, a fixed random subset.
         alpha: ridge penalty, relative to the number of images (features are standardised).
         online_lr: Adam's learning rate of the online probes.
-        online_every_n_steps: they learn from the batches of every n-th step.
+        online_every_n_steps: they learn from the batches of every n-th step, the first included.
         batch_size: images of a pass at a time.
         context: makes the context of each forward pass, such as autocast.
 
@@ -104,8 +104,8 @@ class LayerMeter:
         reference_images: int = 500,
         reference_columns: int = 1024,
         alpha: float = 1e-2,
-        online_lr: float = 1e-3,
-        online_every_n_steps: int = 1,
+        online_lr: float = 3e-3,
+        online_every_n_steps: int = 2,
         batch_size: int = 64,
         context: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:

@@ -83,7 +83,7 @@ class StreamProbes:
         layers: where, as `find_layers` found them.
         spec: how their features are pooled.
         lr: Adam's learning rate.
-        every_n_steps: learn from the batches of every n-th step.
+        every_n_steps: learn from the batches of every n-th step, the first included.
 
     Attributes:
         bank: the probes; None before the first batch.
@@ -91,7 +91,7 @@ class StreamProbes:
     """
 
     def __init__(
-        self, stream: Stream, layers: Sequence[Tap], spec: TapSpec, lr: float = 1e-3, every_n_steps: int = 1
+        self, stream: Stream, layers: Sequence[Tap], spec: TapSpec, lr: float = 3e-3, every_n_steps: int = 2
     ) -> None:
         self.answers = Answers(stream)
         self.layers, self.spec, self.lr, self.every_n_steps = list(layers), spec, lr, every_n_steps
