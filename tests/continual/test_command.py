@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.continual import run as module
 from tunnel_lightning.continual.command import parse, settings_of
-from tunnel_lightning.runs import ProfileTable, read_layers, read_manifest
+from tunnel_lightning.runs import ProfileTable, read_layers, read_manifest, write_manifest
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "continual").glob("*.yaml"))
 SMALL = [
@@ -191,6 +192,14 @@ def test_seeds_and_depths_make_members(tmp_path):
         (["--trainer", "{accumulate_grad_batches: 2}"], "accumulate_grad_batches"),
         (["--classic", "avalanche.benchmarks.SplitMNIST"], "not both"),
         (["--seeds", "0"], "seeds"),
+        (["--depths", "[2, 2]"], "once"),
+        (["--depths", "[0]"], "depth"),
+        (["--num_workers", "-1"], "num_workers"),
+        (["--seed_everything", "-1"], "seed_everything"),
+        (["--sweeps.tune_epochs", "-1"], "tune_epochs"),
+        (["--exits", "{weight: -1}"], "weight"),
+        (["--exits", "{thresholds: [2.0]}"], "thresholds"),
+        (["--model.optimizer", "torch.optim.LBFGS"], "LBFGS"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, said):
@@ -201,13 +210,72 @@ def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("strategy", ["JointTraining", "ICaRL", "GDumb"])
+def test_strategies_that_differ_run_to_the_end(tmp_path, strategy):
+    arguments = {"ICaRL": ["--strategy", "{class_path: ICaRL, init_args: {memory_size: 20}}"]}
+    folder = continual(
+        *arguments.get(strategy, ["--strategy", strategy]), "--scenario.tasks", "2", runs=tmp_path
+    )
+    assert read_manifest(folder)["continual"]["finished"]
+    assert (folder / "report.html").exists()
+
+
+def test_joint_exits_train_the_network_too(tmp_path):
+    plain = continual("--scenario.tasks", "2", runs=tmp_path / "plain")
+    folder = continual("--scenario.tasks", "2", "--exits", "{joint: true}", runs=tmp_path / "joint")
+    one, other = (torch.load(each / "snapshots/task_2.pt", weights_only=True) for each in (folder, plain))
+    assert not torch.equal(one["backbone.layers.0.linear.weight"], other["layers.0.linear.weight"])
+
+
+def test_a_run_killed_before_its_first_state_begins_again(tmp_path):
+    whole = continual("--scenario.tasks", "2", runs=tmp_path / "whole")
+    cut = continual("--scenario.tasks", "2", runs=tmp_path / "cut")
+    section = read_manifest(cut)["continual"]
+    write_manifest(cut, continual={**section, "finished": False})
+    (cut / "state.pt").unlink()
+    assert main(["continual", "--resume", str(cut)]) == 0
+    assert same(table(cut), table(whole))
+
+
+def test_a_killed_process_loses_at_most_the_task_at_hand(tmp_path):
+    arguments = ["--strategy", "Replay", "--epochs", "40", "--scenario.tasks", "3"]
+    whole = continual(*arguments, runs=tmp_path / "whole")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tunnel_lightning", "continual", *SMALL, *arguments,
+         "--runs", str(tmp_path / "cut"), "--name", "small"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    cut = tmp_path / "cut" / "small" / "version_0"
+    while not (cut / "snapshots" / "task_1.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not read_manifest(cut)["continual"].get("finished")
+    assert main(["continual", "--resume", str(cut)]) == 0
+    assert same(table(cut), table(whole))
+
+
+def test_settings_of_a_run_that_goes_on_stay_and_its_table_is_whole(tmp_path, capsys):
+    folder = continual("--scenario.tasks", "2", runs=tmp_path)
+    assert main(["continual", "--resume", str(folder), "--epochs", "3"]) == 2
+    assert "alone" in capsys.readouterr().err
+    section = read_manifest(folder)["continual"]
+    write_manifest(folder, continual={**section, "finished": False})
+    whole = ProfileTable(folder / "profile.csv")
+    whole.write(whole.rows[:20])
+    assert main(["continual", "--resume", str(folder)]) == 2
+    assert "20 rows" in capsys.readouterr().err
+    (folder / "manifest.json").unlink()
+    assert main(["continual", "--resume", str(folder)]) == 2
+    assert "manifest.json" in capsys.readouterr().err
+
+
 def test_a_folder_that_is_no_run_and_a_broken_state_are_refused(tmp_path, capsys):
     assert main(["continual", "--resume", str(tmp_path)]) == 2
     assert "config.yaml" in capsys.readouterr().err
     folder = continual("--scenario.tasks", "2", runs=tmp_path)
     section = read_manifest(folder)["continual"]
-    from tunnel_lightning.runs import write_manifest
-
     write_manifest(folder, continual={**section, "finished": False})
     (folder / "state.pt").write_bytes(b"nothing")
     assert main(["continual", "--resume", str(folder)]) == 2

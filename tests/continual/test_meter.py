@@ -1,5 +1,7 @@
 """What the layer meter measures, against the same by hand; streams by hand, so that no Avalanche is needed."""
 
+import doctest
+import importlib
 import math
 import warnings
 
@@ -260,3 +262,10 @@ def test_mistakes_are_named() -> None:
         meter.measure(network(stream, depth=1), after=-1)
     with pytest.raises(ValueError, match=r"'layers.0.linear' had 12 features in the backbone and has 9"):
         meter.measure(network(stream, width=9), after=-1)
+
+
+@pytest.mark.parametrize("module", ["collect", "drift", "meter", "online", "places"])
+def test_the_examples_in_the_docstrings_hold(module: str) -> None:
+    done = doctest.testmod(importlib.import_module(f"tunnel_lightning.continual.{module}"))
+    assert done.attempted
+    assert not done.failed

@@ -1,5 +1,6 @@
 """Two snapshots of a layer: overlap of principal subspaces, and what the best linear map leaves."""
 
+import doctest
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 
 from tunnel_lightning.measures import linear_cka, linear_map_residual, principal_directions, subspace_overlap
+from tunnel_lightning.measures.functional import drift
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -126,3 +128,9 @@ def test_mistakes_are_named() -> None:
         linear_map_residual(noise(5, 3), noise(6, 3))
     with pytest.raises(ValueError, match="alpha above 0"):
         linear_map_residual(noise(5, 3), noise(5, 3), 0)
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    done = doctest.testmod(drift)
+    assert done.attempted
+    assert not done.failed

@@ -36,7 +36,9 @@ def sweeps(sequence: TaskSequence) -> list[Row]:
     wanted, tasks = sequence.settings.sweeps, sequence.stream.tasks
     if len(tasks) < 2 or not (wanted.swap or wanted.rewind or wanted.tune_epochs or wanted.freeze):
         return []
-    if why := unswappable(sequence.strategy.model):
+    alone = all((sequence.folder / SNAPSHOTS / f"task_{at}.pt").exists() for at in (1, len(tasks)))
+    why = unswappable(sequence.strategy.model) if alone else "the tasks were not learnt one by one"
+    if why:
         sequence.progress(f"no extractors and tunnels are swapped: {why}", 0, 0)
         return []
     two = two_tasks(sequence)

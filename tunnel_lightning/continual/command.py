@@ -26,7 +26,7 @@ from tunnel_lightning.continual.settings import (
 from tunnel_lightning.data import ImageData
 from tunnel_lightning.module import Classifier
 from tunnel_lightning.report.progress import Bars
-from tunnel_lightning.runs import RunError, new_run_folder
+from tunnel_lightning.runs import PROFILE_FILE, RunError, new_run_folder
 from tunnel_lightning.runs.files import atomic
 from tunnel_lightning.taps import TapSpec
 
@@ -114,10 +114,13 @@ def parse(argv: Sequence[str]) -> tuple[Parser, Namespace]:
         folder = resumed(arguments)
         if folder is not None:
             config = folder / CONFIG_FILE
-            if not config.is_file():
+            if not config.is_file() or "\nscenario:" not in config.read_text():
                 raise RunError(
-                    f"{folder} is no run folder: it has no {CONFIG_FILE}; give one that `continual` made"
+                    f"{folder} is no run over tasks: it has no {CONFIG_FILE} with a scenario; give one that "
+                    "`continual` made"
                 )
+            if len(arguments) > (1 if "=" in arguments[0] else 2):
+                raise ValueError(f"--resume goes on with the settings in {config}: give it alone")
             arguments = ["--config", str(config), *arguments]
         return parser, parser.parse_args(arguments)
     except ArgumentError as error:
@@ -142,9 +145,12 @@ def settings_of(parser: Parser, config: Namespace) -> Settings:
     """
     if (config.data is None) == (config.classic is None):
         raise ValueError("give --data (for example Digits) with a --scenario, or --classic, not both")
-    for name in ("epochs", "seeds"):
-        if config[name] < 1:
-            raise ValueError(f"--{name} is {config[name]}; give at least 1")
+    for name, least in (("epochs", 1), ("seeds", 1), ("num_workers", 0), ("seed_everything", 0)):
+        if config[name] < least:
+            raise ValueError(f"--{name} is {config[name]}; give at least {least}")
+    depths = config.depths
+    if depths is not None and (not depths or len(set(depths)) < len(depths)):
+        raise ValueError(f"--depths is {depths}; give at least one, and each once")
     made = parser.instantiate_classes(config)
     model = plain(config.model)
     if not model.get("backbone"):
@@ -153,6 +159,10 @@ def settings_of(parser: Parser, config: Namespace) -> Settings:
         model["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}}
     for part in ("backbone", "optimizer"):
         model[part] = named(model[part])
+    if "LBFGS" in model["optimizer"]["class_path"]:
+        raise ValueError(
+            "model.optimizer: LBFGS asks for the loss several times a step, which no strategy gives; take SGD or Adam"
+        )
     data = None if config.data is None else named(plain(config.data))
     return Settings(
         data=data,
@@ -210,7 +220,7 @@ def command(argv: Sequence[str]) -> None:
                 file.write(text)
         learn(settings, folder, seeds=config.seeds, depths=config.depths)
     except BaseException:
-        if not resume and not any(path.name != CONFIG_FILE for path in folder.iterdir()):
+        if not resume and not any(folder.rglob(PROFILE_FILE)):
             shutil.rmtree(folder)  # nothing of a run that did not get as far as its first measurement
         raise
     show(folder, time.perf_counter() - start)

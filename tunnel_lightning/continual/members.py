@@ -11,30 +11,44 @@ from tunnel_lightning.continual.after import sweeps
 from tunnel_lightning.continual.live import Live
 from tunnel_lightning.continual.run import STATE_FILE, Progress, TaskSequence
 from tunnel_lightning.continual.settings import Settings
-from tunnel_lightning.runs import read_manifest, write_manifest
+from tunnel_lightning.runs import RunError, read_manifest, write_manifest
 from tunnel_lightning.runs.files import atomic
 
 SWEEP_FILE = "sweep.json"
 
 
-def learn_one(settings: Settings, folder: Path, progress: Progress) -> None:
+def learn_one(settings: Settings, folder: Path, progress: Progress, anew: bool = False) -> None:
     """Learn a sequence in a folder, from where it is, and write its page.
+
+    Args:
+        settings: everything that decides the figures.
+        folder: of the run.
+        progress: is told ``(what, done, total)``.
+        anew: begin an unfinished run of a strategy that can't be gone on with again, in place of refusing it.
 
     Raises:
         RunError: the folder holds an unfinished run of a strategy that can't be gone on with.
     """
-    if read_manifest(folder).get("continual", {}).get("finished"):
+    section = read_manifest(folder).get("continual")
+    if section is None and (folder / STATE_FILE).exists():
+        raise RunError(
+            f"{folder / 'manifest.json'} does not say what the tasks were: restore it, or start again"
+        )
+    if section is not None and section.get("finished"):
         write_page(folder)
         return
-    started = (folder / STATE_FILE).exists() or "continual" in read_manifest(folder)
     sequence = TaskSequence(settings, folder, progress)
     try:
         if sequence.loop.differs:
             progress(sequence.loop.differs, 0, 0)
-        if started:
-            sequence.go_on()
+        if section is not None:
+            if sequence.resumable is not None and not anew:
+                raise RunError(f"{folder} can't be gone on with: {sequence.resumable}; start it again")
+            if (folder / STATE_FILE).exists():
+                sequence.go_on()
+            # Without a state nothing was kept yet: the run begins again.
             sequence.drop_later()
-        elif sequence.resumable is not None:
+        if sequence.resumable is not None:
             progress(f"this run can't be resumed: {sequence.resumable}", 0, 0)
         tasks = [task.name for task in sequence.stream.tasks]
         live = Live(sequence.loop.writer, tasks, sequence.table.rows)
@@ -43,8 +57,7 @@ def learn_one(settings: Settings, folder: Path, progress: Progress) -> None:
         live.pictures(folder)
     finally:
         sequence.close()
-    section = read_manifest(folder)["continual"]
-    write_manifest(folder, continual={**section, "finished": True})
+    write_manifest(folder, continual={**read_manifest(folder)["continual"], "finished": True})
     write_page(folder)
 
 
@@ -64,7 +77,7 @@ def learn_members(
         progress(f"run {number} of {len(members)}: {member['folder']}", 0, 0)
         home = folder / member["folder"]
         home.mkdir(exist_ok=True)
-        learn_one(member_of(settings, member["seed"], member["depth"]), home, progress)
+        learn_one(member_of(settings, member["seed"], member["depth"]), home, progress, anew=True)
     write_page(folder)
 
 

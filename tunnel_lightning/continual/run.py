@@ -75,6 +75,8 @@ class TaskSequence:
         # Here, so that the first weights depend on the seed alone and not on how the stream was made.
         seed_everything(settings.seed, verbose=False)
         self.backbone = backbone_of(settings.model["backbone"], self.stream)
+        # Before the head is exchanged for one that wants a task label.
+        self.flops = costs(self.backbone, self.stream.tasks[0].train.x[:1])
         model = prepare_model(self.backbone, self.stream, settings.head)  # type: ignore[arg-type]
         if settings.exits is not None:
             model = with_exits(model, self.stream, settings.exits)
@@ -124,6 +126,7 @@ class TaskSequence:
             settings.reset_optimizer,
         )
         self.done = -2
+        self._rows: int | None = None
 
     @property
     def table(self) -> ProfileTable:
@@ -203,8 +206,6 @@ class TaskSequence:
                 "resumable": self.resumable,
             },
         )
-        example = self.stream.tasks[0].train.x[:1].to(device_of(settings.device))
-        flops = costs(self.backbone, example) if not stream.multi_head else {}
         write_layers(
             self.folder,
             [
@@ -215,7 +216,7 @@ class TaskSequence:
                     "x".join(map(str, tap.shape)),
                     tap.dim,
                     tap.parameters,
-                    flops.get(tap.module, 0),
+                    self.flops.get(tap.module, 0),
                     tap.role,
                 )
                 for tap in self.meter.layers
@@ -235,6 +236,7 @@ class TaskSequence:
             return
         state = {
             "done": self.done,
+            "rows": len(self.table.rows),
             "loop": self.loop.state_dict(),
             "strategy": export_state(self.strategy),
             "meter": self.meter.state_dict(),
@@ -258,12 +260,21 @@ class TaskSequence:
         import_state(self.strategy, state["strategy"])
         self.meter.load_state_dict(state["meter"])
         self.loop.load_state_dict(state["loop"])
-        self.done = state["done"]
+        self.done, self._rows = state["done"], state["rows"]
 
     def drop_later(self) -> None:
-        """Drop what the table and TensorBoard hold past the state: it will be made again."""
+        """Drop what the table and TensorBoard hold past the state: it will be made again.
+
+        Raises:
+            RunError: the table lacks rows that were measured up to there.
+        """
         table = self.table
         kept = [row for row in table.rows if row.experience <= self.done and not swept(row)]
+        if self._rows is not None and len(kept) != self._rows:
+            raise RunError(
+                f"{table.path} has {len(kept)} rows of the tasks that {self.folder / STATE_FILE} says are done, and "
+                f"{self._rows} were measured: restore the file, or start the run again"
+            )
         table.write(kept)
         for events in sorted(self.folder.glob("events.out.tfevents.*")):
             drop_events(events, self.loop.steps)
@@ -291,8 +302,9 @@ def read_state(path: Path, resumable: str | None) -> dict[str, Any]:
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the run ended before anything was kept; start it again") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
-        why = next(iter(str(error).splitlines()), type(error).__name__)
-        raise RunError(f"{path} can't be read ({why}): start the run again") from error
+        raise RunError(
+            f"{path} is damaged or holds more than tensors and numbers: start the run again"
+        ) from error
     return state
 
 

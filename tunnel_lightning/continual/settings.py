@@ -59,6 +59,10 @@ class SweepOptions:
     tune_epochs: int = 0
     freeze: bool = False
 
+    def __post_init__(self) -> None:
+        if self.tune_epochs < 0:
+            raise ValueError(f"sweeps.tune_epochs is {self.tune_epochs}; give 0, for none, or more.")
+
 
 @dataclass
 class ExitOptions:
@@ -75,6 +79,12 @@ class ExitOptions:
     joint: bool = False
     weight: float = 1.0
     thresholds: list[float] = field(default_factory=lambda: [0.5, 0.7, 0.8, 0.9, 0.95, 0.99])
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"exits.weight is {self.weight}; give one above 0.")
+        if not self.thresholds or not all(0 < each < 1 for each in self.thresholds):
+            raise ValueError(f"exits.thresholds is {self.thresholds}; give confidences between 0 and 1.")
 
 
 @dataclass
