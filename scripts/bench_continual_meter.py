@@ -17,6 +17,7 @@ import argparse
 import platform
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -69,7 +70,7 @@ def experience_of(images: Images) -> object:
     return tensors_benchmark(pair, pair, task_labels=[0]).train_stream[0]
 
 
-def timed(work) -> float:
+def timed(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start

@@ -87,9 +87,8 @@ class LayerMeter:
         >>> network = MLP(depth=1, width=8, num_classes=2, input_shape=(1, 8, 8))
         >>> meter = LayerMeter(stream, drift=False, ranks=False, probes=["refit_task"])
         >>> meter.start(network)
-        >>> [(row.layer, row.measure, row.variant) for row in meter.measure(network, after=-1)]
-        [('network', 'accuracy', 'network'), ('network', 'accuracy', 'within_task'), ('layers.0.linear', \
-'probe_accuracy', 'refit_task')]
+        >>> [(row.layer, row.variant) for row in meter.measure(network, after=-1)]
+        [('network', 'network'), ('network', 'within_task'), ('layers.0.linear', 'refit_task')]
     """
 
     def __init__(

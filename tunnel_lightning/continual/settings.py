@@ -27,7 +27,7 @@ class MeterOptions:
     """
 
     train_images: int = 1000
-    test_images: int = 1000
+    test_images: int = 500
     reference_images: int = 500
     probes: list[Literal["fixed", "refit_task", "refit_all", "online"]] = field(
         default_factory=lambda: ["fixed", "refit_task", "refit_all", "online"]
