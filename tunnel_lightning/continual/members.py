@@ -66,7 +66,8 @@ def learn_members(
 ) -> None:
     """Learn the sequence for every seed and depth, each in a folder of its own, and write the page over all."""
     members: list[dict[str, Any]] = []
-    for depth in depths or [None]:
+    wanted: list[int | None] = [None] if depths is None else [*depths]
+    for depth in wanted:
         for seed in range(settings.seed, settings.seed + seeds):
             parts = [f"depth={depth}"] if depth is not None else []
             name = "-".join([*parts, f"seed={seed}"])
