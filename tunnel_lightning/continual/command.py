@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import shutil
 import time
 import warnings
@@ -124,7 +125,29 @@ def parse(argv: Sequence[str]) -> tuple[Parser, Namespace]:
             arguments = ["--config", str(config), *arguments]
         return parser, parser.parse_args(arguments)
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(sentence(str(error))) from error
+
+
+def sentence(said: str) -> str:
+    """What the parser says of a wrong argument, without the list of all that it might have been.
+
+    Example:
+        >>> sentence('Parser key "data": No. Errors: - Expected a dot import path string: B Given value: B')
+        '--data: there is no B: give a name, such as Digits or MLP, or a class path'
+    """
+    said = " ".join(said.split())
+    key, _, rest = said.removeprefix("Parser key ").partition(": ")
+    if " Errors: " in rest:
+        found = rest.split(" Errors: ", 1)[1].split(" Given value", 1)[0].removeprefix("- ").split(" - ")
+        rest = "; ".join(each for each in found if "NoneType" not in each)
+        said = f"--{key.strip(chr(34))}: {rest}"
+    elif said.startswith("Parser key "):
+        said = f"--{key.strip(chr(34))}: {rest}"
+    return re.sub(
+        r"Expected a dot import path string: (\S+)",
+        r"there is no \1: give a name, such as Digits or MLP, or a class path",
+        said,
+    )
 
 
 def resumed(arguments: Sequence[str]) -> Path | None:
