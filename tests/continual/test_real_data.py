@@ -18,7 +18,7 @@ CONFIG = Path(__file__).parents[2] / "configs" / "continual" / "tunnel_two_tasks
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_file(), reason="TUNNEL_DATA names no folder with cifar10.npz")
 def test_extractors_and_tunnels_of_two_halves_of_cifar10(tmp_path):
-    """Some five minutes on two cores. Which side forgets is reported, not asserted: the papers disagree."""
+    """Some three minutes on two cores. Which side forgets is reported, not asserted: the papers disagree."""
     code = main(
         [
             *(
