@@ -64,6 +64,10 @@ def until(done, otherwise):
     return value
 
 
+LOGS = {"goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
+"""Asks ``chromium`` to keep what the console said and what was requested."""
+
+
 @contextmanager
 def chromium(profile, **capabilities):
     """A session of a fresh browser whose files lie in the folder ``profile``; its address."""

@@ -12,11 +12,10 @@ from continual.toys import mlp, normed, sgd, stream
 from lightning.pytorch import seed_everything
 from torch import nn
 
-from tunnel_lightning.continual.compat import avalanche
+from tunnel_lightning.continual.compat import avalanche, si_shim
 from tunnel_lightning.continual.models import Features, prepare_model
 from tunnel_lightning.continual.settings import load
 from tunnel_lightning.continual.strategies import STRATEGIES, make_strategy, turns
-from tunnel_lightning.continual.strategy_builders import si_shim
 from tunnel_lightning.continual.stream import Stream
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import sequences
-from browser import MISSING, ask, chromium, until
+from browser import LOGS, MISSING, ask, chromium, until
 
 from tunnel_lightning.report import write_report
 
@@ -16,8 +16,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    logs = {"goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-    with chromium(tmp_path_factory.mktemp("browser"), **logs) as session:
+    with chromium(tmp_path_factory.mktemp("browser"), **LOGS) as session:
         yield session
 
 

@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-from browser import MISSING, ask, chromium, until
+from browser import LOGS, MISSING, ask, chromium, until
 
 from tunnel_lightning.report import write_report
 
@@ -79,8 +79,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def session(tmp_path_factory):
-    logs = {"goog:loggingPrefs": {"browser": "ALL", "performance": "ALL"}}
-    with chromium(tmp_path_factory.mktemp("browser"), **logs) as session:
+    with chromium(tmp_path_factory.mktemp("browser"), **LOGS) as session:
         yield session
 
 

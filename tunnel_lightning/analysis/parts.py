@@ -34,7 +34,7 @@ from tunnel_lightning.analysis.structure import additions, blocks
 from tunnel_lightning.analysis.subject import reload
 from tunnel_lightning.analysis.summary import summarise, transfer_rows
 from tunnel_lightning.analysis.weights import FOLDER, torn_in
-from tunnel_lightning.callbacks.places import flops_by_path, layer_infos
+from tunnel_lightning.callbacks.places import all_places, flops_by_path, layer_infos
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.build import REPORT_FILE
 from tunnel_lightning.runs import SimilarityMap, package_versions, write_analysis
@@ -292,7 +292,7 @@ def write(context: Context, folder: Path, parts: Sequence[Part], flops: Mapping[
         write_analysis(
             beside,
             rows,
-            layer_infos(context.taps, flops),
+            layer_infos(all_places(context.taps), flops),
             maps_of(arrays),
             {key: array for key, array in arrays.items() if "|" in key},
             {key.removeprefix("tsne/"): array for key, array in arrays.items() if key.startswith("tsne/")},

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from tunnel_lightning.runs import LayerInfo, write_layers, write_manifest
-from tunnel_lightning.taps import Taps
+from tunnel_lightning.taps import Tap, Taps
 from tunnel_lightning.taps.costs import costs
 
 
@@ -36,8 +36,13 @@ def flops_by_path(model: nn.Module, network: nn.Module, images: Tensor) -> dict[
     return {name.removeprefix(prefix): flops for name, flops in found.items() if name.startswith(prefix)}
 
 
-def layer_infos(taps: Taps, flops: Mapping[str, int]) -> list[LayerInfo]:
-    """The lines of ``layers.csv``: the raw pixels, the layers, the classifier."""
+def all_places(taps: Taps) -> list[Tap]:
+    """The raw pixels, the layers, the classifier."""
+    return [taps.input, *taps.layers, *([taps.head] if taps.head else [])]
+
+
+def layer_infos(places: Iterable[Tap], flops: Mapping[str, int]) -> list[LayerInfo]:
+    """The lines of ``layers.csv``."""
     return [
         LayerInfo(
             tap.index,
@@ -49,12 +54,12 @@ def layer_infos(taps: Taps, flops: Mapping[str, int]) -> list[LayerInfo]:
             flops.get(tap.module, 0) if tap.module else 0,
             tap.role,
         )
-        for tap in [taps.input, *taps.layers, *([taps.head] if taps.head else [])]
+        for tap in places
     ]
 
 
 def write_places(folder: Path, taps: Taps, flops: Mapping[str, int]) -> None:
     """Write ``layers.csv``, and the hook points into the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_layers(folder, layer_infos(taps, flops))
+    write_layers(folder, layer_infos(all_places(taps), flops))
     write_manifest(folder, taps={**asdict(taps.spec), "hook_points": [tap.name for tap in taps.layers]})

@@ -128,11 +128,7 @@ def tunnels_after(rows: list[Row], task: Task) -> dict[str, Tunnel]:
 
 def train_frozen(sequence: TaskSequence, two: TwoTasks, cut: int) -> dict[str, Any]:
     """The last task again, from the state before it, with layers 1 to ``cut`` frozen; the network's state then."""
-    settings = replace(
-        sequence.settings,
-        trainer={**sequence.settings.trainer, "logger": False},
-        exits=sequence.settings.exits,
-    )
+    settings = replace(sequence.settings, trainer={**sequence.settings.trainer, "logger": False})
     again = TaskSequence(settings, sequence.folder, lambda what, done, total: None)
     again.go_on(BEFORE_LAST)
     try:

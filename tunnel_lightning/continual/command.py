@@ -36,18 +36,14 @@ DESCRIPTION = """Learn a sequence of tasks with any of Avalanche's strategies, a
 first task and after each, what it knows of every task: which layers transfer, which forget."""
 
 
-class Parser(ArgumentParser):
-    """The arguments of ``continual``; what is wrong is raised."""
-
-
-def parser_of() -> Parser:
+def parser_of() -> ArgumentParser:
     """The arguments, each with its default."""
     set_parsing_settings(docstring_parse_attribute_docstrings=False)
     with contextlib.suppress(TypeError, ValueError):  # older ones take any value as it is
         # The arguments of strategies and plugins are theirs to make, not the parser's.
         set_parsing_settings(instantiate_subclass_spec_in_any=False)
     program = "python -m tunnel_lightning continual"
-    parser = Parser(program, f"{program} --config FILE [options]", DESCRIPTION, exit_on_error=False)
+    parser = ArgumentParser(program, f"{program} --config FILE [options]", DESCRIPTION, exit_on_error=False)
     parser.add_argument("--config", action="config", help="settings from a file")
     parser.add_argument("--resume", type=str | None, help="a run folder to go on in, with its own config")
     parser.add_argument(
@@ -102,7 +98,7 @@ def parser_of() -> Parser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[Parser, Namespace]:
+def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """The arguments of the command line; with ``--resume`` those of that run.
 
     Raises:
@@ -136,12 +132,11 @@ def sentence(said: str) -> str:
         '--data: there is no B: give a name, such as Digits or MLP, or a class path'
     """
     said = " ".join(said.split())
-    key, _, rest = said.removeprefix("Parser key ").partition(": ")
-    if " Errors: " in rest:
-        found = rest.split(" Errors: ", 1)[1].split(" Given value", 1)[0].removeprefix("- ").split(" - ")
-        rest = "; ".join(each for each in found if "NoneType" not in each)
-        said = f"--{key.strip(chr(34))}: {rest}"
-    elif said.startswith("Parser key "):
+    if said.startswith("Parser key "):
+        key, _, rest = said.removeprefix("Parser key ").partition(": ")
+        if " Errors: " in rest:
+            found = rest.split(" Errors: ", 1)[1].split(" Given value", 1)[0].removeprefix("- ").split(" - ")
+            rest = "; ".join(each for each in found if "NoneType" not in each)
         said = f"--{key.strip(chr(34))}: {rest}"
     return re.sub(
         r"Expected a dot import path string: (\S+)",
@@ -160,7 +155,7 @@ def resumed(arguments: Sequence[str]) -> Path | None:
     return None
 
 
-def settings_of(parser: Parser, config: Namespace) -> Settings:
+def settings_of(parser: ArgumentParser, config: Namespace) -> Settings:
     """What decides a run's figures.
 
     Raises:

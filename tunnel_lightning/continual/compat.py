@@ -20,11 +20,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import Dataset
 
@@ -196,3 +196,48 @@ def _show_submodules() -> Callable[[], None]:
             delattr(torch.optim, name)
 
     return hide
+
+
+# Synaptic Intelligence ----------------------------------------------------------------------------------------
+
+
+def mend_si() -> None:
+    """Apply `si_shim` where it is needed."""
+    shim = si_shim()
+    if shim.needed():
+        shim.apply()
+
+
+def si_shim() -> Shim:
+    """The repair of Synaptic Intelligence on the CPU."""
+    return Shim(
+        "SynapticIntelligence",
+        "on the CPU it keeps views of the weights, not copies: nothing ever seems to change, and it equals Naive",
+        _keeps_views,
+        _keep_copies,
+    )
+
+
+def _keeps_views() -> bool:
+    from avalanche.training.plugins import SynapticIntelligencePlugin
+
+    with untouched_rng():
+        layer = nn.Linear(1, 1, bias=False)
+    kept = SimpleNamespace(data=None)
+    SynapticIntelligencePlugin.extract_weights(layer, {"weight": kept}, set())
+    assert isinstance(kept.data, Tensor)
+    return kept.data.data_ptr() == layer.weight.data_ptr()
+
+
+def _keep_copies() -> Callable[[], None]:
+    from avalanche.training.plugins import SynapticIntelligencePlugin as Plugin
+
+    original = Plugin.extract_weights
+
+    def extract_weights(model: nn.Module, target: dict[str, Any], excluded_parameters: set[str]) -> None:
+        original(model, target, excluded_parameters)
+        for kept in target.values():
+            kept.data = kept.data.clone()
+
+    Plugin.extract_weights = staticmethod(extract_weights)
+    return lambda: setattr(Plugin, "extract_weights", staticmethod(original))

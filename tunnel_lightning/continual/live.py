@@ -28,7 +28,6 @@ LAYER_CHARTS = {
 }
 """Measures with a chart of all layers, averaged over the tasks they are of."""
 
-
 PICTURES = ("task_accuracy", "forgetting_by_depth", "time_all", "time_drift", "swaps_1")
 """Pictures of the page that TensorBoard shows too, drawn anew after each task."""
 

@@ -14,6 +14,7 @@ from lightning.pytorch import seed_everything
 from torch import nn
 
 from tunnel_lightning.backbones import Backbone
+from tunnel_lightning.callbacks.places import layer_infos
 from tunnel_lightning.callbacks.run_folder import drop_events
 from tunnel_lightning.continual.auxiliary import ExitLoss, exit_rows, with_exits
 from tunnel_lightning.continual.live import Live
@@ -29,7 +30,6 @@ from tunnel_lightning.continual.stream import Stream
 from tunnel_lightning.runs import (
     NETWORK,
     PROFILE_FILE,
-    LayerInfo,
     ProfileTable,
     Row,
     RunError,
@@ -206,22 +206,7 @@ class TaskSequence:
                 "resumable": self.resumable,
             },
         )
-        write_layers(
-            self.folder,
-            [
-                LayerInfo(
-                    tap.index,
-                    tap.name,
-                    tap.kind,
-                    "x".join(map(str, tap.shape)),
-                    tap.dim,
-                    tap.parameters,
-                    self.flops.get(tap.module, 0),
-                    tap.role,
-                )
-                for tap in self.meter.layers
-            ],
-        )
+        write_layers(self.folder, layer_infos(self.meter.layers, self.flops))
 
     def _keep(self, index: int, rows: list[Row]) -> None:
         """Write the snapshot, the rows, and last the state: a run killed in between learns this task again."""
@@ -248,7 +233,7 @@ class TaskSequence:
             torch.save(state, file)
 
     def go_on(self, file: str = STATE_FILE) -> None:
-        """Take the state of the folder; rows and events past it are dropped, since they will be made again.
+        """Take a state of the folder.
 
         Args:
             file: its name.
@@ -256,7 +241,7 @@ class TaskSequence:
         Raises:
             RunError: there is no state, or it can't be read or does not fit.
         """
-        state = read_state(self.folder / file, self.resumable)
+        state = read_state(self.folder / file)
         import_state(self.strategy, state["strategy"])
         self.meter.load_state_dict(state["meter"])
         self.loop.load_state_dict(state["loop"])
@@ -289,14 +274,12 @@ def swept(row: Row) -> bool:
     return row.measure in ("swap_accuracy", "rewind_accuracy", "freeze_accuracy")
 
 
-def read_state(path: Path, resumable: str | None) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """The state a run left.
 
     Raises:
         RunError: there is none, or it can't be read.
     """
-    if resumable is not None:
-        raise RunError(f"{path.parent} can't be gone on with: {resumable}; start it again")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

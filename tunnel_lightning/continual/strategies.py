@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tunnel_lightning.backbones import Backbone
 from tunnel_lightning.continual import strategy_builders as builders
-from tunnel_lightning.continual.compat import avalanche
+from tunnel_lightning.continual.compat import avalanche, mend_si
 from tunnel_lightning.continual.settings import load
 from tunnel_lightning.continual.state_origins import Origins
 from tunnel_lightning.continual.strategy_builders import Job, MakeOptimizer
@@ -159,7 +159,7 @@ def make_strategy(
     method, cls = strategy_class(name)
     args = {key: plain_or_built(value) for key, value in (init_args or {}).items()}
     check_arguments(method, cls, args)
-    builders.mend_si()  # as a strategy and as a plugin
+    mend_si()  # as a strategy and as a plugin
     made = [make_plugin(plugin) for plugin in plugins]
     evaluated = args.get("eval_every", -1) >= 0
     common = {

@@ -9,18 +9,15 @@ from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunnel_lightning.backbones import Backbone
-from tunnel_lightning.continual.compat import Shim
 from tunnel_lightning.continual.models import Features, split_for_icarl
 from tunnel_lightning.continual.strategy_networks import Featured, Labelled, Range
 from tunnel_lightning.continual.stream import Stream
-from tunnel_lightning.taps.quiet import untouched_rng
 
 MakeOptimizer = Callable[[Any], torch.optim.Optimizer]
 """From the network's parameters to an optimizer over them."""
@@ -300,45 +297,3 @@ def quiet_evaluator(metrics: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No loggers specified")
         return EvaluationPlugin(*taken, loggers=[])
-
-
-def mend_si() -> None:
-    """Apply `si_shim` where it is needed."""
-    shim = si_shim()
-    if shim.needed():
-        shim.apply()
-
-
-def si_shim() -> Shim:
-    """The repair of Synaptic Intelligence on the CPU."""
-    return Shim(
-        "SynapticIntelligence",
-        "on the CPU it keeps views of the weights, not copies: nothing ever seems to change, and it equals Naive",
-        _keeps_views,
-        _keep_copies,
-    )
-
-
-def _keeps_views() -> bool:
-    from avalanche.training.plugins import SynapticIntelligencePlugin
-
-    with untouched_rng():
-        layer = nn.Linear(1, 1, bias=False)
-    kept = SimpleNamespace(data=None)
-    SynapticIntelligencePlugin.extract_weights(layer, {"weight": kept}, set())
-    assert isinstance(kept.data, Tensor)
-    return kept.data.data_ptr() == layer.weight.data_ptr()
-
-
-def _keep_copies() -> Callable[[], None]:
-    from avalanche.training.plugins import SynapticIntelligencePlugin as Plugin
-
-    original = Plugin.extract_weights
-
-    def extract_weights(model: nn.Module, target: dict[str, Any], excluded_parameters: set[str]) -> None:
-        original(model, target, excluded_parameters)
-        for kept in target.values():
-            kept.data = kept.data.clone()
-
-    Plugin.extract_weights = staticmethod(extract_weights)
-    return lambda: setattr(Plugin, "extract_weights", staticmethod(original))
