@@ -18,9 +18,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from tunnel_lightning.runs import ProfileTable, machine_info, package_versions, write_manifest
 from tunnel_lightning.runs.files import atomic
 
+INITIAL_FILE = "initial.pt"
+"""In a run folder: the weights training began with, in the form of a checkpoint's ``state_dict``."""
+
 
 class RunFolder(Callback):
-    """Writes a run's config and manifest, and carries the random state over a resume.
+    """Writes a run's config, manifest and first weights, and carries the random state over a resume.
 
     Lightning stores no random state. This callback puts python's, numpy's and torch's into each checkpoint and
     sets them before the first batch of a resumed run, so that dropout and shuffling go on as if uninterrupted.
@@ -66,7 +69,10 @@ class RunFolder(Callback):
         self._random = state_dict
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the random states; right after this the training loader draws its first seed."""
+        """Keep the first weights, and set the random states: right after this the loader draws its first seed."""
+        if not trainer.ckpt_path and trainer.is_global_zero and not (self.path / INITIAL_FILE).exists():
+            with atomic(self.path / INITIAL_FILE, "wb") as file:
+                torch.save({"state_dict": pl_module.state_dict()}, file)
         if self._random is not None:
             set_random_state(self._random)
             self._random = None
