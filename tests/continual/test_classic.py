@@ -96,10 +96,16 @@ def test_what_a_benchmark_draws_or_reseeds_stays_inside():
 @pytest.mark.parametrize(
     ("path", "init_args", "sentence"),
     [
-        ("continual.classics.splitt", {}, "There is no continual.classics.splitt: give the class path"),
-        ("no_such_package.Split", {}, "There is no no_such_package.Split"),
-        ("SplitMNIST", {}, "There is no SplitMNIST"),
-        ("", {}, "There is no"),
+        (
+            "continual.classics.splitt",
+            {},
+            "'continual.classics.splitt' can't be imported: .*no attribute 'splitt'",
+        ),
+        ("no_such_package.Split", {}, "'no_such_package.Split' can't be imported: No module named"),
+        ("SplitMNIST", {}, "'SplitMNIST' can't be imported: give a class path, such as package.module.Name"),
+        ("", {}, "'' can't be imported: give a class path"),
+        (".", {}, "'.' can't be imported: give a class path"),
+        ("..a", {}, "'..a' can't be imported: "),
         ("continual.classics.split", {"experiences": 3}, "does not take these arguments.*experiences"),
         ("continual.classics.nothing", {}, "has 0 training and 0 test experiences"),
         ("continual.classics.uneven", {}, "has 3 training and 2 test experiences"),

@@ -76,7 +76,7 @@ def test_a_run_leaves_everything(tmp_path, capsys):
     assert [layer.name for layer in read_layers(folder)] == [f"layers.{i}.linear" for i in range(3)]
     section = read_manifest(folder)["continual"]
     assert section["finished"]
-    assert section["loop"] == "lightning"
+    assert section["loop"] == "native"
     assert section["resumable"] is None
     assert [task["classes"] for task in section["tasks"]] == [["0", "1"], ["2", "3"], ["4", "5"]]
     assert (folder / "report.html").stat().st_size > 10_000
@@ -121,6 +121,17 @@ def test_a_run_gone_on_with_equals_one_that_was_not_stopped(tmp_path, monkeypatc
     assert (cut / "config.yaml").read_text().replace("cut", "whole") == (whole / "config.yaml").read_text()
 
 
+def test_a_network_that_grows_a_column_for_each_task_is_measured_as_it_grows(tmp_path, capsys):
+    folder = continual("--strategy", "PNNStrategy", "--scenario.kind", "task_incremental", runs=tmp_path)
+    layers = [layer.name for layer in read_layers(folder)]
+    assert layers  # of the network that the strategy brings
+    rows = table(folder)
+    probes = {row.layer for row in rows if row.measure == "probe_accuracy" and row.variant == "refit_task"}
+    assert set(layers) <= probes
+    assert not [row for row in rows if row.measure == "swap_accuracy"]
+    assert "new layers with each task" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_learnt_again(tmp_path, monkeypatch):
     folder = continual("--scenario.tasks", "2", runs=tmp_path)
     before = (folder / "profile.csv").read_bytes()
@@ -136,8 +147,8 @@ def test_task_incremental_with_everything_tried_afterwards(tmp_path):
     )  # fmt: skip
     rows = table(folder)
     tried = {(row.measure, row.variant) for row in rows if row.experience == 1 and "_accuracy" in row.measure}
-    assert {("swap_accuracy", "E2+T1 tuned"), ("swap_accuracy", "E2 tuned"), ("rewind_accuracy", "k..L"),
-            ("freeze_accuracy", "1..k")} <= tried  # fmt: skip
+    assert {("swap_accuracy", "E2+T1 tuned"), ("swap_accuracy", "E2 tuned"), ("freeze_accuracy", "1..k"),
+            *(("rewind_accuracy", f"{k}..k") for k in (1, 2, 3))} <= tried  # fmt: skip
     own = {row.dataset: row.value for row in rows if row.layer == "network" and row.experience == 1
            and (row.measure, row.variant) == ("accuracy", "network")}  # fmt: skip
     swaps = {
@@ -185,8 +196,11 @@ def test_seeds_and_depths_make_members(tmp_path):
         (["--scenario.tasks", "7"], "7 tasks"),
         (["--epochs", "0"], "epochs"),
         (["--strategy", "EWC"], "ewc_lambda"),
-        (["--exits.layers", "default", "--scenario.kind", "task_incremental"], "exits"),
-        (["--device", "warp9"], "warp9"),
+        (["--exits.layers", "default", "--strategy", "LaMAML"], "exits"),
+        (["--device", "warp9"], "--device warp9: there is no such device here, give auto"),
+        (["--meter.test_images", "3"], "meter.test_images is 3; give at least 4"),
+        (["--meter.reference_images", "2"], "meter.reference_images is 2; give at least 4"),
+        (["--epochs", "two"], "--epochs: give a whole number, not two"),
         (["--taps.layers", "nothing.*"], "nothing"),
         (["--model.backbone", "nobody.Knows"], "nobody"),
         (["--trainer", "{accumulate_grad_batches: 2}"], "accumulate_grad_batches"),
@@ -221,6 +235,14 @@ def test_strategies_that_differ_run_to_the_end(tmp_path, strategy):
     )
     assert read_manifest(folder)["continual"]["finished"]
     assert (folder / "report.html").exists()
+
+
+def test_the_trainer_is_taken_where_the_config_asks_for_it(tmp_path):
+    folder = continual(
+        "--scenario.tasks", "2", "--trainer", "{gradient_clip_val: 1.0}", "--sweeps.swap", "false",
+        "--sweeps.rewind", "false", runs=tmp_path,
+    )  # fmt: skip
+    assert read_manifest(folder)["continual"]["loop"] == "lightning"
 
 
 def test_joint_exits_train_the_network_too(tmp_path):

@@ -30,12 +30,26 @@ def er_ace(stream: Stream) -> Any:
 
 def test_the_trainer_drives_whatever_keeps_avalanches_epoch(stream: Stream) -> None:
     strategy = make("Replay", stream)
-    assert [choose_loop(strategy, loop) for loop in ("auto", "lightning", "native")] == [
-        "lightning",
-        "lightning",
-        "native",
-    ]
-    assert choose_loop(er_ace(stream)) == "native"
+    found = [choose_loop(strategy, loop, ["precision"]) for loop in ("auto", "lightning", "native")]
+    assert found == ["lightning", "lightning", "native"]
+    assert choose_loop(strategy, "lightning") == "lightning"
+    assert choose_loop(er_ace(stream), "auto", ["precision"]) == "native"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({}, "native"),
+        ({"logger": False, "log_every_n_steps": 5}, "native"),
+        ({"precision": None}, "native"),
+        ({"gradient_clip_val": 1.0}, "lightning"),
+        ({"callbacks": []}, "lightning"),
+    ],
+)
+def test_auto_takes_the_trainer_where_something_is_asked_of_it(
+    options: dict[str, Any], name: str, stream: Stream
+) -> None:
+    assert make_loop(make("Naive", stream), "auto", options).name == name
 
 
 @pytest.mark.parametrize("method", ["training_epoch", "_train_exp", "optimizer_step"])
@@ -47,7 +61,7 @@ def test_a_strategy_with_a_loop_of_its_own_keeps_it(method: str, where: str, str
     else:
         setattr(strategy, method, lambda *args, **kwargs: None)
 
-    assert choose_loop(strategy) == "native"
+    assert choose_loop(strategy, "auto", ["precision"]) == "native"
     with pytest.raises(
         TypeError, match=f"can't drive {type(strategy).__name__}: it has a {method} of its own"
     ):
@@ -88,6 +102,7 @@ def test_an_unknown_loop_is_refused(stream: Stream) -> None:
         ({"logger": {"class_path": "lightning.pytorch.callbacks.Timer"}}, r"Timer object .* is no Logger"),
         ({"gradient_clip_val": "much"}, r"trainer: .*gradient_clip_val"),
         ({"log_every_n_steps": 0}, r"log_every_n_steps is 0; give at least 1"),
+        ({"log_every_n_steps": 0, "precision": "32-true"}, r"log_every_n_steps is 0; give at least 1"),
     ],
 )
 def test_what_does_not_go_with_a_strategy_is_refused(

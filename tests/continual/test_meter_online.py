@@ -61,6 +61,13 @@ def started(kind: str = "class_incremental", **options: Any) -> tuple[Stream, An
     return stream, model, meter, Loop(model, meter)
 
 
+def test_task_labels_may_be_floats() -> None:
+    answers = Answers(blobs("task_incremental"))
+    y, labels = torch.tensor([0, 1, 1, 0]), torch.tensor([0, 2, 9, 1])
+    assert torch.equal(answers(y, labels.float()), answers(y, labels))
+    assert answers(y, labels).tolist() == [0, 5, -1, 2]
+
+
 def test_they_learn_what_a_bank_learns_from_the_same_batches_and_are_never_fitted_again() -> None:
     stream, model, meter, loop = started(online_lr=0.05)
     bank = ProbeBank(dict.fromkeys(LAYERS, 12), 6, lr=0.05)

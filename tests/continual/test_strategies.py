@@ -92,7 +92,7 @@ def test_learns_two_tasks(name: str, head: str, capfd: pytest.CaptureFixture[str
         name, tasks, head=head, optimizer=lambda each: torch.optim.SGD(each, lr=0.01, momentum=0.9)
     )
     strategy.plugins.append(answers := Answers())  # last: CoPE's own plugin makes answers of its outputs
-    assert choose_loop(strategy, "auto") == method.loop
+    assert choose_loop(strategy, "auto", ["precision"]) == method.loop
     before = parameters_of(strategy)
     for _, experiences in turns(strategy, tasks):
         strategy.train(experiences)

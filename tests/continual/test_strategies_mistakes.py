@@ -9,7 +9,7 @@ from continual.toys import normed, stream
 from torch import nn
 
 from tunnel_lightning.continual.compat import avalanche
-from tunnel_lightning.continual.settings import load
+from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.strategies import PLUGINS, STRATEGIES
 from tunnel_lightning.continual.strategy_checks import check_arguments
 from tunnel_lightning.continual.strategy_table import Method

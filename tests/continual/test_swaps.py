@@ -16,6 +16,7 @@ from tunnel_lightning.continual.compat import avalanche
 from tunnel_lightning.continual.models import TaskView, prepare_model
 from tunnel_lightning.continual.swaps import (
     PAIRS,
+    blocks,
     cuts_at_tunnel,
     freeze_sweep,
     rewind_sweep,
@@ -112,7 +113,8 @@ def test_nothing_is_changed(normed):
     before, flags = snapshot(model), [m.training for m in model.modules()]
     parameters = list(model.parameters())
     drawn = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
-    rewind_sweep(swap_sweep(normed), normed.tasks[0])
+    swap_sweep(normed)
+    rewind_sweep(normed)
     assert all(torch.equal(value, before[key]) for key, value in snapshot(model).items())
     assert all(p is q for p, q in zip(model.parameters(), parameters, strict=True))
     assert [m.training for m in model.modules()] == flags
@@ -153,20 +155,45 @@ def test_each_cut_is_reported(small):
     assert told == [3, 1]
 
 
-def test_rewinding_blocks(small):
-    two, task = small, small.tasks[0]
-    rows = rewind_sweep(swap_sweep(two), task)
+@pytest.mark.parametrize("which", ["small", "normed"])
+def test_rewinding_every_contiguous_block(which, request):
+    two = request.getfixturevalue(which)
+    task, last, told = two.tasks[0], len(two.parts), []
+    rows = rewind_sweep(two, progress=lambda *done: told.append(done))
     found = table(rows)
-    assert {r.measure for r in rows} == {"rewind_accuracy"}
-    assert len(found) == 6
-    head = len(two.parts) + 1
-    for k in range(1, 4):
-        for variant, block in (("1..k", range(1, k + 1)), ("k..L", range(k, 4))):
-            state = rewind(two.second, two.first, two.parts, [*block, head])
+    assert {(r.measure, r.dataset) for r in rows} == {("rewind_accuracy", "task 1")}
+    count = last * (last + 1) // 2
+    assert len(found) == count
+    assert told == [(k, count) for k in range(1, count + 1)]
+    for first in range(1, last + 1):
+        for end in range(first, last + 1):
+            state = rewind(two.second, two.first, two.parts, [*range(first, end + 1), last + 1])
             with loaded(two.model, state):
-                assert found["task 1", variant, k] == accuracy(two, task)
-    assert {r.layer for r in rows if r.index == 2} == {"layers.1.linear"}
-    assert [r.index for r in rewind_sweep(swap_sweep(two, [3]), task)] == [3]
+                assert found["task 1", f"{first}..k", end] == accuracy(two, task)
+    assert {r.layer for r in rows if r.index == 2} == {two.parts[2].name}
+    assert len({r.value for r in rows}) > 3
+
+
+def test_blocks_that_were_swaps_are_not_scored_again(small, monkeypatch):
+    rows, counted = rewind_sweep(small), []
+    swapped = swap_sweep(small)
+    right = swaps.WithState.right
+    monkeypatch.setattr(swaps.WithState, "right", lambda *given: counted.append(1) or right(*given))
+    assert rewind_sweep(small, swapped) == rows
+    assert len(counted) == 1, "layer 2 of three"
+    assert rewind_sweep(small, [r for r in swapped if r.dataset == "task 2"]) == rows
+    assert len(counted) == 7
+
+
+@pytest.mark.parametrize("layers", [1, 7, 20, 21, 50])
+def test_blocks_of_deep_networks_begin_at_few_places(layers):
+    found = blocks(layers)
+    step = 1 if layers <= 20 else 2 if layers == 21 else 3
+    assert {first for first, _ in found} == set(range(1, layers + 1, step))
+    assert max(last for _, last in found) == layers
+    assert all(last == layers or last % step == 0 for _, last in found)
+    assert len(found) == len(set(found)) <= 210
+    assert {(1, layers), (1, min(step, layers))} <= set(found)
 
 
 def test_freezing_from_the_input_up(normed):

@@ -23,7 +23,7 @@ from tunnel_lightning.report.static import figure as drawn
 from tunnel_lightning.runs import ProfileTable, RunError
 from tunnel_lightning.runs.continual import ContinualRun, average_accuracy, load_continual
 
-MODULES = ("", "_layers", "_maps", "_page", "_printed", "_tunnel", "_words")
+MODULES = ("", "_layers", "_maps", "_page", "_printed", "_rewinds", "_tunnel", "_words")
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -90,7 +90,7 @@ def test_swaps_say_whether_extractor_or_tunnel_forgets(two):
     assert found.tunnel == pytest.approx((0.837 - 0.784) / (0.995 - 0.784))
     assert headline(two).startswith(
         "The extractor forgets, not the tunnel: layers 1 to 4 as they were bring back 97 % of what task 1 lost, "
-        "layers 5 to 8 alone 25 %"
+        "layers 5 to 8 instead 25 %"
     )
 
 
@@ -112,12 +112,18 @@ def test_the_other_findings(two):
     found = verdict(mirrored)
     assert (found.cut, found.who) == (5, "tunnel")
     said = "The tunnel forgets, not the extractor: layers 6 to 8 as they were bring back 97 % of what task 1 lost, "
-    assert headline(mirrored).startswith(f"{said}layers 1 to 5 alone 25 %")
+    assert headline(mirrored).startswith(f"{said}layers 1 to 5 instead 25 %")
     assert page_of_continual(mirrored).numbers[-1].label.endswith("is back with layers 6 to 8 as they were")
     half = changed(two, lambda r: r._replace(value=0.89) if r.variant in ("E1T2", "E2T1") else r)
     assert (verdict(half).who, verdict(half).cut) == ("both", 4)
     assert headline(half).startswith(
         "Extractor and tunnel forget: layers 1 to 4 as they were bring back 50 %"
+    )
+    either = changed(two, lambda r: r._replace(value=0.99) if r.variant in ("E1T2", "E2T1") else r)
+    assert (verdict(either).who, verdict(either).cut) == ("either", 1)
+    assert headline(either).startswith(
+        "Extractor and tunnel forget only together: layer 1 as it was brings back 98 % of what task 1 lost, "
+        "and so do layers 2 to 8 instead."
     )
     late = changed(two, lambda r: r._replace(value=0.8) if r.variant == "E1T2" and r.index < 7 else r)
     assert headline(late).startswith(
@@ -237,11 +243,28 @@ def test_swaps_are_drawn_for_both_tasks(two):
             np.testing.assert_allclose(drawn_lines[variant].y, 100 * np.array(values))
     assert "95 % interval" in lines(charts["swaps_1"])["E1T2"].hover[3]
     assert lines(charts["swaps_1"])["E2 tuned"].width == 0, "marks alone"
-    assert set(lines(charts["rewinds"])) == {"layers 1 to k put back", "layers k to the last put back"}
     assert set(lines(charts["frozen"])) == {"on task 1", "on task 2"}
     table = items(two, Table)["swaps"]
     row = next(row for row in table.rows if row[:2] == ["task 1", 4])
     assert row[table.columns.index("E1T2 %")] == pytest.approx(98.8)
+
+
+def test_blocks_put_back_are_a_map_of_their_ends(two):
+    found = items(two, Map)["rewinds"]
+    assert found.rows[2] == "3  layers.2.linear"
+    assert found.columns[3] == "to layer 4  layers.3.linear"
+    assert found.value[2, 3] == pytest.approx(85.0), "of what was lost"
+    assert found.value[0, 7] == pytest.approx(100.0)
+    assert np.isnan(found.value[np.tril_indices(8, -1)]).all(), "no block ends before it begins"
+    assert "The smallest that brings 90 % back: layers 2 to 4, 95 %." in found.note
+    assert found.note.endswith("Alone, layer 4 brings back most: 55 %.")
+    alone = changed(two, lambda r: None if r.measure == "swap_accuracy" else r)
+    kept = changed(two, lambda r: r._replace(value=0.99) if r.variant == "E2T2" else r)
+    for run in (alone, kept):
+        found = items(run, Map)["rewinds"]
+        assert found.title == "Accuracy on task 1, layers put back"
+        assert found.value[2, 3] == pytest.approx(100 * sequences.rewound(3, 4))
+    assert "rewinds" not in items(changed(two, lambda r: None if r.measure == "rewind_accuracy" else r))
 
 
 def test_forward_transfer(naive):

@@ -98,7 +98,6 @@ def test_a_matrix_is_gathered_from_rows():
     rows = [
         row,
         row._replace(experience=1, dataset="task 2", value=0.4),
-        row._replace(experience=1, dataset="task 2", value=0.3, split="train"),
         row._replace(experience=0, value=0.2),
         row._replace(experience=0, value=0.25),
         row._replace(experience=0, variant="online", value=0.9),
@@ -182,7 +181,14 @@ def test_sweeps(tmp_path):
     assert found["task 1", "E1T2"].cut.tolist() == list(range(1, 9))
     assert found["task 1", "E1T2"].value.tolist() == sequences.SWAPS["task 1"]["E1T2"]
     assert found["task 1", "E1T2"].layer[3] == "layers.3.linear"
-    assert {each.variant for each in run.sweeps("rewind_accuracy")} == {"1..k", "k..L"}
+    blocks = run.rewinds()
+    assert (blocks.dataset, blocks.n) == ("task 1", sequences.IMAGES)
+    assert blocks.first.tolist() == blocks.last.tolist() == list(range(1, 9))
+    for i, k in np.ndindex(8, 8):
+        expected = sequences.rewound(i + 1, k + 1) if k >= i else NAN
+        np.testing.assert_array_equal(blocks.value[i, k], expected)
+    none = type(run)(run.path, [r for r in run.rows if r.measure != "rewind_accuracy"], run.manifest)
+    assert none.rewinds() is None
     assert not run.single_head
 
 

@@ -236,6 +236,35 @@ def test_remove_is_idempotent(net, x):
     assert sum(len(m._forward_hooks) for m in net.modules()) == 0
 
 
+def test_hooks_put_back_capture_as_before(net, x):
+    def hooked():
+        return [name for name, module in net.named_modules() if module._forward_hooks]
+
+    net.eval()
+    with tap(net, x) as taps:
+        taps.arm()
+        net(x)
+        first, places = taps.take(), hooked()
+        assert places == ["conv1", "conv2"]
+        taps.remove()
+        twin = copy.deepcopy(net)
+        assert hooked() == []
+        for _ in range(2):
+            taps.attach()
+        # No hook twice, and none on layers that are not captured (they helped to find the head).
+        assert hooked() == places
+        assert sum(len(module._forward_hooks) for module in net.modules()) == 2
+        net(x)
+        with pytest.raises(RuntimeError, match="not armed"):
+            taps.take()
+        taps.arm()
+        net(x)
+        again = taps.take()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert list(again) == list(first)
+    assert not any(module._forward_hooks for module in twin.modules())
+
+
 def test_training_is_bitwise_the_same_with_hooks(x):
     def train(watch):
         torch.manual_seed(0)

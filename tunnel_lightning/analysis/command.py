@@ -28,6 +28,7 @@ from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
+from tunnel_lightning.report.mistakes import sentence
 from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.report.static import parse_formats
 from tunnel_lightning.runs import read_manifest
@@ -238,7 +239,7 @@ def parse(argv: Sequence[str]) -> tuple[Request, Options]:
         parser = parser_of(defaults)
         made: Namespace = parser.instantiate_classes(parser.parse_args(list(argv)))
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(sentence(str(error))) from error
     request = Request(**{field.name: made[field.name] for field in fields(Request)})
     options = Options(**{field.name: made[field.name] for field in fields(Options)})
     settings = options.settings()

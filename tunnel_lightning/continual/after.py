@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from tunnel_lightning.continual.models import TaskView
+from tunnel_lightning.backbones import Backbone
+from tunnel_lightning.continual.models import TaskView, backbone_in
 from tunnel_lightning.continual.run import BEFORE_LAST, SNAPSHOTS, TaskSequence
 from tunnel_lightning.continual.stream import Task
 from tunnel_lightning.continual.swaps import (
@@ -49,12 +51,12 @@ def sweeps(sequence: TaskSequence) -> list[Row]:
     )
     layers = len(two.parts)
     rows: list[Row] = []
-    if wanted.swap or wanted.rewind:
-        swapped = swap_sweep(
+    if wanted.swap:
+        rows += swap_sweep(
             two, progress=lambda cut: sequence.progress("extractors and tunnels swapped", cut, layers)
         )
-        rows += swapped if wanted.swap else []
-        rows += rewind_sweep(swapped, tasks[0]) if wanted.rewind else []
+    if wanted.rewind:
+        rows += rewind_sweep(two, rows, partial(sequence.progress, "blocks of layers put back"))
     if wanted.tune_epochs:
         cuts = sorted(set(at_tunnel.values())) or [max(1, layers // 2)]
         tuning = Tuning(epochs=wanted.tune_epochs, seed=sequence.settings.seed)
@@ -75,7 +77,9 @@ def unswappable(model: nn.Module) -> str:
     if hasattr(model, "activate_task"):
         return "PackNet keeps other weights in force for each task"
     if hasattr(model, "eval_classifier"):
-        return "ICaRL answers by the nearest class mean, which a layer's weights don't hold"
+        return "the answers are nearest class means, which a layer's weights don't hold"
+    if not isinstance(backbone_in(model), Backbone):
+        return "the strategy's own network gets new layers with each task"
     return ""
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from tunnel_lightning.continual.compat import avalanche
 from tunnel_lightning.continual.datasets import TEST, TRAIN, check_counts, stratified_sample
+from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.stream import Images, Stream, Task
 from tunnel_lightning.taps.quiet import untouched_rng
 
@@ -45,11 +45,11 @@ def classic_stream(
     Example:
         >>> classic_stream("avalanche.benchmarks.SplitMNITS")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        ValueError: There is no avalanche.benchmarks.SplitMNITS: give the class path of a benchmark, ...
+        ValueError: 'avalanche.benchmarks.SplitMNITS' can't be imported: ...
     """
     check_counts(train_images, test_images)
     avalanche()
-    make = _imported(class_path)
+    make = load(class_path)
     with untouched_rng():
         random.seed(seed)
         np.random.seed(seed)
@@ -59,18 +59,6 @@ def classic_stream(
         except TypeError as error:
             raise ValueError(f"{class_path} does not take these arguments: {error}.") from error
         return _read(benchmark, class_path, seed, train_images, test_images)
-
-
-def _imported(class_path: str) -> Callable[..., Any]:
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"There is no {class_path}: give the class path of a benchmark, e.g. avalanche.benchmarks.SplitMNIST "
-            f"({error})."
-        ) from None
-    return found
 
 
 def _read(benchmark: Any, class_path: str, seed: int, train_images: int, test_images: int) -> Stream:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import shutil
 import time
 import warnings
@@ -26,6 +25,7 @@ from tunnel_lightning.continual.settings import (
 )
 from tunnel_lightning.data import ImageData
 from tunnel_lightning.module import Classifier
+from tunnel_lightning.report.mistakes import sentence
 from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.runs import PROFILE_FILE, RunError, new_run_folder
 from tunnel_lightning.runs.files import atomic
@@ -86,7 +86,7 @@ def parser_of() -> ArgumentParser:
         "--loop",
         type=Literal["auto", "lightning", "native"],
         default="auto",
-        help="Lightning's Trainer, or the strategy's own loop",
+        help="Lightning's Trainer or the strategy's own loop; auto: the Trainer where --trainer needs it",
     )
     parser.add_argument("--trainer", type=dict[str, Any], default={}, help="arguments of that Trainer")
     parser.add_class_arguments(TapSpec, "taps", help="which layers are measured")
@@ -122,27 +122,6 @@ def parse(argv: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
         return parser, parser.parse_args(arguments)
     except ArgumentError as error:
         raise ValueError(sentence(str(error))) from error
-
-
-def sentence(said: str) -> str:
-    """What the parser says of a wrong argument, without the list of all that it might have been.
-
-    Example:
-        >>> sentence('Parser key "data": No. Errors: - Expected a dot import path string: B Given value: B')
-        '--data: there is no B: give a name, such as Digits or MLP, or a class path'
-    """
-    said = " ".join(said.split())
-    if said.startswith("Parser key "):
-        key, _, rest = said.removeprefix("Parser key ").partition(": ")
-        if " Errors: " in rest:
-            found = rest.split(" Errors: ", 1)[1].split(" Given value", 1)[0].removeprefix("- ").split(" - ")
-            rest = "; ".join(each for each in found if "NoneType" not in each)
-        said = f"--{key.strip(chr(34))}: {rest}"
-    return re.sub(
-        r"Expected a dot import path string: (\S+)",
-        r"there is no \1: give a name, such as Digits or MLP, or a class path",
-        said,
-    )
 
 
 def resumed(arguments: Sequence[str]) -> Path | None:

@@ -8,7 +8,8 @@
   library itself can't need it, so torch's own comes back and such a sum is a ``ConcatDataset`` as before.
 - It may draw from random states and leave warning filters; both end as they began. Its own deprecated functions would
   put a filter of theirs before the user's at every call, hence a line after every task: they may only warn.
-- What broke with newer versions of torch is mended by `Shim`s, each applied only where it is needed.
+- What broke with newer versions of torch, and Synaptic Intelligence on the CPU, is mended by `Shim`s, each applied
+  only where it is needed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MISSING = "Continual learning needs the library Avalanche, which is not installe
 
 @dataclass(frozen=True)
 class Shim:
-    """A repair of Avalanche for today's torch.
+    """A repair of Avalanche.
 
     Attributes:
         name: what it mends.
@@ -119,6 +120,12 @@ def shims() -> tuple[Shim, ...]:
             lambda: bool(_hidden_submodules()),
             _show_submodules,
         ),
+        Shim(
+            "SynapticIntelligence",
+            "on the CPU it keeps views of the weights, not copies: nothing ever seems to change, and it equals Naive",
+            _keeps_views,
+            _keep_copies,
+        ),
     )
 
 
@@ -199,23 +206,6 @@ def _show_submodules() -> Callable[[], None]:
 
 
 # Synaptic Intelligence ----------------------------------------------------------------------------------------
-
-
-def mend_si() -> None:
-    """Apply `si_shim` where it is needed."""
-    shim = si_shim()
-    if shim.needed():
-        shim.apply()
-
-
-def si_shim() -> Shim:
-    """The repair of Synaptic Intelligence on the CPU."""
-    return Shim(
-        "SynapticIntelligence",
-        "on the CPU it keeps views of the weights, not copies: nothing ever seems to change, and it equals Naive",
-        _keeps_views,
-        _keep_copies,
-    )
 
 
 def _keeps_views() -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,12 +170,24 @@ def why_native(strategy: Any) -> str | None:
     return None
 
 
-def choose_loop(strategy: Any, loop: str = "auto") -> LoopName:
+def needs_trainer(options: Collection[str]) -> list[str]:
+    """What of ``trainer:`` only Lightning's Trainer can do.
+
+    Example:
+        >>> needs_trainer({"logger": True, "precision": "bf16-mixed"})
+        ['precision']
+    """
+    return sorted(set(options) - NATIVE_OPTIONS)
+
+
+def choose_loop(strategy: Any, loop: str = "auto", options: Collection[str] = ()) -> LoopName:
     """The loop that trains a strategy.
 
     Args:
         strategy: Avalanche's.
-        loop: ``native``, ``lightning``, or ``auto``: the Trainer wherever it can drive the strategy.
+        loop: ``native``, ``lightning``, or ``auto``: the Trainer where something is asked of it and it can drive the
+            strategy. Else both would end in the same weights, and the strategy's own loop costs less a step.
+        options: names of the arguments in ``trainer:``.
 
     Raises:
         TypeError: ``lightning`` for a strategy that no Trainer can drive.
@@ -183,7 +195,7 @@ def choose_loop(strategy: Any, loop: str = "auto") -> LoopName:
     """
     if loop not in ("auto", "native", "lightning"):
         raise ValueError(f"loop: {loop!r} is none of auto, native, lightning.")
-    if loop == "native":
+    if loop == "native" or (loop == "auto" and not needs_trainer(options)):
         return "native"
     why = why_native(strategy)
     if why is None:
@@ -229,9 +241,9 @@ def make_loop(
         >>> make_loop(strategy, trainer={"gradient_clip_val": 1.0}).differs
         "gradient_clip_val=1.0 changes the weights: they are not those of Avalanche's own loop."
     """
-    chosen = choose_loop(strategy, loop)
     options = {key: value for key, value in (trainer or {}).items() if value is not None}
-    if chosen == "native" and (unheeded := sorted(options.keys() - NATIVE_OPTIONS)):
+    chosen = choose_loop(strategy, loop, options)
+    if chosen == "native" and (unheeded := needs_trainer(options)):
         why = why_native(strategy) if loop == "auto" else "loop: native has none"
         raise ValueError(
             f"trainer: {', '.join(unheeded)} needs Lightning's Trainer, which does not drive this run: {why}."

@@ -61,6 +61,7 @@ class Answers:
     def __call__(self, y: Tensor, labels: Tensor) -> Tensor:
         """Answers ``[B]`` of targets ``[B]`` and task labels ``[B]``; -1 for a target that no task has."""
         self._table = self._table.to(y.device)
+        labels = labels.long()  # GenerativeReplay's are floating-point numbers
         known = (y >= 0) & (y < self._table.shape[1]) & (labels >= 0) & (labels < len(self._table))
         return torch.where(known, self._table[labels * known, y * known], -1)
 
@@ -120,7 +121,7 @@ class StreamProbes:
             self._forget()
             self._taps, self._network = attach(strategy.model, self.layers, self.spec, strategy.mb_x), network
         else:
-            self._taps._register()  # they are made once a task: that takes as long as a small forward pass
+            self._taps.attach()  # they are made once a task: that takes as long as a small forward pass
         self._passes = _Passes(self._taps)
         # The backbone's own hook tells the parts of a batch apart; it is not called where only its features are.
         for module in dict.fromkeys((network, strategy.model)):

@@ -16,13 +16,14 @@ from torch import nn
 from tunnel_lightning.backbones import Backbone
 from tunnel_lightning.callbacks.places import layer_infos
 from tunnel_lightning.callbacks.run_folder import drop_events
-from tunnel_lightning.continual.auxiliary import ExitLoss, exit_rows, with_exits
+from tunnel_lightning.continual.auxiliary import ExitLoss, check_exits, exit_rows, with_exits
 from tunnel_lightning.continual.live import Live
 from tunnel_lightning.continual.loops import make_loop
 from tunnel_lightning.continual.meter import LayerMeter
-from tunnel_lightning.continual.models import prepare_model
+from tunnel_lightning.continual.models import TaskView, backbone_in, prepare_model
+from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.scenarios import classic_stream, make_stream
-from tunnel_lightning.continual.settings import Settings, load
+from tunnel_lightning.continual.settings import Settings
 from tunnel_lightning.continual.state import can_resume, export_state, import_state
 from tunnel_lightning.continual.strategies import answering_model, make_strategy
 from tunnel_lightning.continual.strategies import turns as make_turns
@@ -40,7 +41,7 @@ from tunnel_lightning.runs import (
     write_manifest,
 )
 from tunnel_lightning.runs.files import atomic
-from tunnel_lightning.surgery import Exits, snapshot
+from tunnel_lightning.surgery import snapshot
 from tunnel_lightning.taps.costs import costs
 
 STATE_FILE = "state.pt"
@@ -107,11 +108,10 @@ class TaskSequence:
             device=device_of(settings.device),
             plugins=plugins,
         )
-        if settings.exits is not None and not isinstance(self.strategy.model, Exits):
-            raise ValueError(
-                f"{settings.strategy['class_path']} takes the network apart, so exits can't be trained with it: "
-                "leave out exits, or take another strategy"
-            )
+        if settings.exits is not None:
+            check_exits(self.strategy)
+        if not isinstance(backbone_in(self.strategy.model), Backbone):
+            self._measure_another()
         self.resumable = can_resume(self.strategy)
         if settings.sweeps.freeze and self.resumable is not None:
             raise ValueError(
@@ -127,6 +127,16 @@ class TaskSequence:
         )
         self.done = -2
         self._rows: int | None = None
+
+    def _measure_another(self) -> None:
+        """Measure the network that the strategy has brought in the backbone's place (PNN)."""
+        example, plugins = self.stream.tasks[0].train.x[:2], self.strategy.plugins
+        old = self.meter.plugins()
+        self.meter.start(self.strategy.model)
+        for before, now in zip(old, self.meter.plugins(), strict=True):
+            plugins[plugins.index(before)] = now
+        self.flops = costs(TaskView(self.strategy.model, 0), example[:1])
+        self.flops = {path.removeprefix("model."): count for path, count in self.flops.items()}
 
     @property
     def table(self) -> ProfileTable:
@@ -330,7 +340,7 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = next(iter(str(error).splitlines()), "")
-        raise ValueError(f"--device {name}: there is no such device here ({why})") from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        there = "auto, cpu or cuda" if torch.cuda.is_available() else "auto or cpu"
+        raise ValueError(f"--device {name}: there is no such device here, give {there}") from error
     return device

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, Literal
 
+from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.scenarios import Scenario
 from tunnel_lightning.taps import TapSpec
+
+__all__ = ["ExitOptions", "MeterOptions", "Settings", "SweepOptions", "load", "named"]
+
+FEWEST = 4
+"""Images of a task that can be measured on: unbiased CKA takes no fewer, see ``continual.meter``."""
 
 
 @dataclass
@@ -37,8 +42,9 @@ class MeterOptions:
 
     def __post_init__(self) -> None:
         for name in ("train_images", "test_images", "reference_images"):
-            if (value := getattr(self, name)) < 2:
-                raise ValueError(f"meter.{name} is {value}; give at least 2.")
+            least = FEWEST if name != "reference_images" or self.drift else 1
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"meter.{name} is {value}; give at least {least}.")
 
 
 @dataclass
@@ -47,7 +53,8 @@ class SweepOptions:
 
     Attributes:
         swap: extractor of one task with the tunnel of another, at every cut (Masarczyk et al., 2023).
-        rewind: blocks of layers put back to what they were after the first task (Ramasesh et al., 2021).
+        rewind: blocks of layers put back to what they were after the first task, every contiguous one of up to 20
+            layers (Ramasesh et al., 2021).
         tune_epochs: epochs of fine-tuning on the first task of the extractor of the last one, with the first
             task's tunnel and alone with a fresh head; 0 leaves it out.
         freeze: also trains the last task again, from the network as it was before it, with the first layers frozen,
@@ -104,7 +111,7 @@ class Settings:
         batch_size: images of a step.
         reset_optimizer: whether momentum and the like start anew with each task.
         loop: ``native`` is the strategy's own, ``lightning`` a Trainer that drives it; ``auto`` takes the Trainer
-            where the strategy allows.
+            where ``trainer`` asks for something that the other can't do.
         trainer: arguments of that Trainer.
         taps: which layers are measured.
         meter: what is measured.
@@ -151,16 +158,3 @@ def named(value: str | Mapping[str, Any]) -> dict[str, Any]:
             f"{dict(value)} names nothing: give a name, or class_path (a name) and init_args (its arguments)."
         )
     return {"class_path": value["class_path"], "init_args": dict(value.get("init_args") or {})}
-
-
-def load(path: str) -> Any:
-    """The object at a dotted path, imported.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} can't be imported: {error}") from error

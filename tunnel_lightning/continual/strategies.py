@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from tunnel_lightning.backbones import Backbone
 from tunnel_lightning.continual import strategy_builders as builders
-from tunnel_lightning.continual.compat import avalanche, mend_si
-from tunnel_lightning.continual.settings import load
+from tunnel_lightning.continual.compat import avalanche
+from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.state_origins import Origins
 from tunnel_lightning.continual.strategy_builders import Job, MakeOptimizer
 from tunnel_lightning.continual.strategy_checks import check_arguments, refuse
@@ -159,7 +159,6 @@ def make_strategy(
     method, cls = strategy_class(name)
     args = {key: plain_or_built(value) for key, value in (init_args or {}).items()}
     check_arguments(method, cls, args)
-    mend_si()  # as a strategy and as a plugin
     made = [make_plugin(plugin) for plugin in plugins]
     evaluated = args.get("eval_every", -1) >= 0
     common = {

@@ -21,14 +21,14 @@ from torch.func import functional_call
 
 from tunnel_lightning.continual.stream import Images, Task
 from tunnel_lightning.runs import Row, Tunnel
-from tunnel_lightning.surgery import Sections, State, compose
+from tunnel_lightning.surgery import Sections, State, compose, rewind
 from tunnel_lightning.taps import quiet
 
 PAIRS = ("E1T1", "E1T2", "E2T1", "E2T2")
 """Extractor and tunnel of the variants of ``swap_accuracy``."""
 
-REWOUND = ("1..k", "k..L")
-"""The variants of ``rewind_accuracy``: the block that was put back."""
+MOST = 20
+"""Layers up to which every contiguous block is put back."""
 
 
 @dataclass(frozen=True)
@@ -129,42 +129,68 @@ def swap_sweep(
     return rows
 
 
-def rewind_sweep(swaps: Iterable[Row], task: Task) -> list[Row]:
-    """Accuracy on the first task when a block of the last network is put back to what it was after that task.
-
-    The reset of Ramasesh, Dyer & Raghu, "Anatomy of Catastrophic Forgetting", 2021 (arXiv 2007.07400), for blocks
-    from the input up, layers 1 to k, and from the output down, layers k to L. These are swaps under another name
-    (``1..k`` is E1T2 at cut k, ``k..L`` is E2T1 at cut k - 1), so nothing is computed anew; the head is that of the
-    task as learnt.
+def blocks(layers: int, most: int = MOST) -> list[tuple[int, int]]:
+    """The blocks of a rewind sweep: every contiguous one, or of a deep network those between steps of several layers.
 
     Args:
-        swaps: rows of `swap_sweep`.
-        task: the first task.
+        layers: L, of the network.
+        most: places at which a block begins. In deeper networks they lie ``ceil(L / most)`` layers apart, and blocks
+            end in front of the next one.
 
     Returns:
-        Rows ``rewind_accuracy`` of the variants `REWOUND`; index is k.
+        First and last layer of each, from 1: ``L (L + 1) / 2`` of them, or fewer.
 
     Example:
-        >>> row = Row("", 9, 1, 1, "test", "task 1", "a", 1, "swap_accuracy", "E1T2", 0.5)
-        >>> none = Images(torch.zeros(0), torch.zeros(0), torch.zeros(0))
-        >>> task = Task(0, "task 1", 0, (0, 1), (0, 1), ("a", "b"), none, none)
-        >>> [(row.measure, row.variant, row.value) for row in rewind_sweep([row], task)]
-        [('rewind_accuracy', '1..k', 0.5)]
+        >>> blocks(3)
+        [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+        >>> blocks(5, most=3)
+        [(1, 2), (1, 4), (1, 5), (3, 4), (3, 5), (5, 5)]
     """
-    found = {
-        (row.variant, row.index): row
-        for row in swaps
-        if row.measure == "swap_accuracy" and row.dataset == task.name and row.variant in PAIRS
-    }
-    rows = []
-    for (variant, cut), row in found.items():
-        if variant != "E1T2":
-            continue
-        rows.append(row._replace(measure="rewind_accuracy", variant=REWOUND[0]))
-        below = found.get(("E2T1", cut - 1)) if cut > 1 else found.get(("E1T1", cut))
-        if below is not None:
-            below = below._replace(measure="rewind_accuracy", variant=REWOUND[1])
-            rows.append(below._replace(layer=row.layer, index=cut))
+    step = math.ceil(layers / most)
+    firsts = range(1, layers + 1, step)
+    lasts = [min(first + step - 1, layers) for first in firsts]
+    return [(first, last) for first in firsts for last in lasts if last >= first]
+
+
+def rewind_sweep(
+    two: TwoTasks, swaps: Iterable[Row] = (), progress: Callable[[int, int], None] | None = None
+) -> list[Row]:
+    """Accuracy on the first task when a block of the last network is put back to what it was after that task.
+
+    The reset of Ramasesh, Dyer & Raghu, "Anatomy of Catastrophic Forgetting", 2021 (arXiv 2007.07400), for the
+    contiguous blocks of `blocks`, single layers and the whole network among them. The head is that of the task as
+    learnt.
+
+    Args:
+        two: the network and its states.
+        swaps: rows of `swap_sweep`, where that was made: blocks that begin with the first layer, and those that end
+            with the last, are swaps under another name, and not scored again.
+        progress: called with how many blocks are done, and of how many.
+
+    Returns:
+        Rows ``rewind_accuracy``, variant ``i..k`` where the block begins with layer i (``3..k``), on the test images
+        of the first task; layer and index are those of its last layer, k. A block costs one forward of these images.
+
+    Raises:
+        ValueError: states of another network, or no test images.
+    """
+    task, last = two.tasks[0], len(two.parts)
+    right: dict[tuple[int, int], int] = {}
+    for row in swaps:
+        if row.measure == "swap_accuracy" and row.dataset == task.name:
+            known = {"E1T2": (1, row.index), "E2T1": (row.index + 1, last), "E1T1": (1, last)}
+            if row.variant in known:
+                right[known[row.variant]] = round(row.value * row.n)
+    network = two.network(task)
+    then, now = placed(two.model, two.first), placed(two.model, two.second)
+    rows, every = [], blocks(last)
+    for number, (first, end) in enumerate(every, 1):
+        if (first, end) not in right:
+            state = rewind(now, then, two.parts, [*range(first, end + 1), last + 1])
+            right[first, end] = network.right(state, task.test, two.batch_size)
+        rows.append(two.row(end, task, "rewind_accuracy", f"{first}..k", right[first, end]))
+        if progress is not None:
+            progress(number, len(every))
     return rows
 
 
@@ -195,7 +221,7 @@ def freeze_sweep(
         for task, head in zip(two.tasks, (placed(two.model, two.first), state), strict=True):
             mixed = compose(state, state, two.parts, cut, head)
             right = two.network(task).right(mixed, task.test, two.batch_size)
-            rows.append(two.row(cut, task, "freeze_accuracy", REWOUND[0], right))
+            rows.append(two.row(cut, task, "freeze_accuracy", "1..k", right))
         if progress is not None:
             progress(cut)
     return rows

@@ -10,6 +10,7 @@ import numpy as np
 
 from tunnel_lightning.report.charts import Chart, Item, Line, Mark, Section, Table, escape
 from tunnel_lightning.report.continual_layers import confidence
+from tunnel_lightning.report.continual_rewinds import ENOUGH, doubt, lost, rewinds
 from tunnel_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, RULE_LABELS, SKY, VERMILION
 from tunnel_lightning.report.words import percent
 from tunnel_lightning.runs import RULES, Row, tunnels
@@ -25,20 +26,8 @@ SWAPS: dict[str, dict[str, Any]] = {
 }
 """Looks of the lines of a swap sweep."""
 
-REWINDS = {
-    "1..k": ("layers 1 to k put back", {"color": BLUE}),
-    "k..L": ("layers k to the last put back", {"color": VERMILION, "dash": "dash", "marker": "square"}),
-}
-"""Names and looks of the lines of a rewind sweep."""
-
 CROSSED = ("E1T1", "E1T2", "E2T1", "E2T2")
 """Extractor and tunnel of two networks, each with each."""
-
-LEAST_LOST = 0.02
-"""A task that lost less has nothing that layers could bring back."""
-
-ENOUGH = 0.9
-"""The share of what a task lost that has to come back for layers to count as those that forgot."""
 
 
 class Verdict(NamedTuple):
@@ -68,10 +57,13 @@ class Verdict(NamedTuple):
     def who(self) -> str:
         """What forgets.
 
-        ``extractor`` or ``tunnel`` where that brings back at least half, twice the other and by more than chance;
-        ``all`` where the cut was chosen and its block, from the input or from the output, has more than three
-        quarters of the layers; else ``both``.
+        ``either`` where each of the two brings 90 % back: it takes both to forget; ``extractor`` or ``tunnel`` where
+        that brings back at least half, twice the other and by more than chance; ``all`` where the cut was chosen and
+        its block, from the input or from the output, has more than three quarters of the layers; else
+        ``both``.
         """
+        if min(self.extractor, self.tunnel) >= ENOUGH:
+            return "either"
         block = self.cut if self.extractor >= self.tunnel else self.layers - self.cut
         if not self.rule and block > 0.75 * self.layers:
             return "all"
@@ -98,18 +90,17 @@ def verdict(run: ContinualRun) -> Verdict | None:
         return None
     then, now = found["E1T1"][cuts[0]], found["E2T2"][cuts[0]]
     n = int(sweeps["E1T1"].n[0])
-    doubt = float(np.sqrt(max(then * (1 - then) + now * (1 - now), 0.0) / n)) if n else 0.0
-    lost = float(then - now)
-    if lost < max(LEAST_LOST, 2 * doubt):
+    gone = lost(then, now, n)
+    if not gone:
         return None
-    first, second = ({k: float((found[v][k] - now) / lost) for k in cuts} for v in ("E1T2", "E2T1"))
+    first, second = ({k: float((found[v][k] - now) / gone) for k in cuts} for v in ("E1T2", "E2T1"))
     by_rule = {rule: cut for rule, cut in starts(run).items() if rule != "ood" and cut in cuts}
     rule = next(iter(by_rule), "")
     blocks = [(k, k) for k in cuts if first[k] >= ENOUGH] + [
         (last - k, k) for k in cuts if second[k] >= ENOUGH
     ]
     cut = by_rule[rule] if rule else min(blocks, default=(0, cuts[(len(cuts) - 1) // 2]))[1]
-    return Verdict(run.tasks[0], lost, cut, last, rule, first[cut], second[cut], doubt / lost)
+    return Verdict(run.tasks[0], gone, cut, last, rule, first[cut], second[cut], doubt(then, now, n) / gone)
 
 
 def starts(run: ContinualRun) -> dict[str, int]:
@@ -139,7 +130,7 @@ def swaps(run: ContinualRun) -> Section:
         for k, task in enumerate(run.tasks)
         for chart in _swap_chart(run, [s for s in found if s.dataset == task], task, k)
     ]
-    items += [*_rewinds(run), *_frozen(run), *_table(found)]
+    items += [*rewinds(run), *_frozen(run), *_table(found)]
     text = "Layers up to the cut are the extractor E, those behind it the tunnel T. 1: as they were after the first "
     text += "task; 2: as they are after the last. Each task is answered by its head as it was learnt."
     return Section("swaps", "Extractor or tunnel", items, text)
@@ -189,22 +180,6 @@ def _marks(run: ContinualRun) -> list[Mark]:
     return [
         Mark(cut, " · ".join(RULE_LABELS[rule] for rule in rules), dashes[rules[0]])
         for cut, rules in sorted(names.items())
-    ]
-
-
-def _rewinds(run: ContinualRun) -> list[Chart]:
-    found = {each.variant: each for each in run.sweeps("rewind_accuracy")}
-    lines = []
-    for variant, each in found.items():
-        label, look = REWINDS.get(variant, (variant, {"color": SKY}))
-        lines.append(_cuts(each, label, look))
-    if not lines:
-        return []
-    task = next(iter(found.values())).dataset
-    note = "Blocks of the last network put back to what they were after the task (Ramasesh et al., 2021): the fewer "
-    note += "layers it takes, the more they forgot."
-    return [
-        Chart("rewinds", f"Accuracy on {task}, layers put back", lines, "layer k", "accuracy (%)", note=note)
     ]
 
 

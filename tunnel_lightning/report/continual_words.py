@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from tunnel_lightning.report.charts import Number
 from tunnel_lightning.report.continual_layers import points
 from tunnel_lightning.report.continual_maps import KEPT
-from tunnel_lightning.report.continual_tunnel import ENOUGH, Verdict, verdict
+from tunnel_lightning.report.continual_rewinds import ENOUGH, back, span
+from tunnel_lightning.report.continual_tunnel import Verdict, verdict
 from tunnel_lightning.report.style import RULE_LABELS
 from tunnel_lightning.report.words import percent
 from tunnel_lightning.runs.continual import (
@@ -52,15 +53,20 @@ def decides(found: Verdict) -> str:
     """Say whether it is the extractor or the tunnel that forgets.
 
     Example:
-        >>> decides(Verdict("A", 0.21, 1, 2, "", 0.967, 0.251))
-        'the extractor forgets, not the tunnel: layer 1 as it was brings back 97 % of what A lost, layer 2 alone 25 %'
+        >>> decides(Verdict("A", 0.21, 1, 2, "", 0.97, 0.25)).partition(": ")[2]
+        'layer 1 as it was brings back 97 % of what A lost, layer 2 instead 25 %'
+        >>> decides(Verdict("A", 0.21, 2, 8, "", 1.0, 1.0)).partition(": ")[2]
+        'layers 1 and 2 as they were bring back all of what A lost, and so do layers 3 to 8 instead'
     """
-    lower, upper = _span(1, found.cut), _span(found.cut + 1, found.layers)
-    low, high = _share(found.extractor), _share(found.tunnel)
+    lower, upper = span(1, found.cut), span(found.cut + 1, found.layers)
+    low, high = back(found.extractor), back(found.tunnel)
     what = f"of what {found.task} lost"
-    below = f"{lower} {_back(found.cut)} {low} {what}, {upper} alone {high}"
-    above = f"{upper} {_back(found.layers - found.cut)} {high} {what}, {lower} alone {low}"
+    below = f"{lower} {_as_they_were(found.cut)} {low} {what}, {upper} instead {high}"
+    above = f"{upper} {_as_they_were(found.layers - found.cut)} {high} {what}, {lower} instead {low}"
+    too = f"and so {'does' if found.layers == found.cut + 1 else 'do'} {upper} instead"
+    also = f"{lower} {_as_they_were(found.cut)} {low} {what}, {too}" if low == high else below
     return {
+        "either": f"extractor and tunnel forget only together: {also}",
         "extractor": f"the extractor forgets, not the tunnel: {below}",
         "tunnel": f"the tunnel forgets, not the extractor: {above}",
         "both": f"extractor and tunnel forget: {below}",
@@ -68,18 +74,8 @@ def decides(found: Verdict) -> str:
     }[found.who]
 
 
-def _share(value: float) -> str:
-    return "all" if value >= 1 else percent(max(value, 0.0), 0)
-
-
-def _back(count: int) -> str:
+def _as_they_were(count: int) -> str:
     return "as it was brings back" if count == 1 else "as they were bring back"
-
-
-def _span(first: int, last: int) -> str:
-    if first == last:
-        return f"layer {first}"
-    return f"layers {first} {'and' if last == first + 1 else 'to'} {last}"
 
 
 def forgets(run: ContinualRun) -> str:
@@ -211,9 +207,9 @@ def _brought_back(run: ContinualRun) -> Number | None:
     blocks = [(found.extractor, 1, found.cut), (found.tunnel, found.cut + 1, found.layers)]
     (more, *block), (less, *_) = blocks if found.extractor >= found.tunnel else blocks[::-1]
     where = f"the tunnel starts there by the {RULE_LABELS[found.rule]} rule" if found.rule else ""
-    where = where or f"the smallest block that brings {100 * ENOUGH:.0f} % back"
+    where = where or f"the smallest block from either end that brings {100 * ENOUGH:.0f} % back"
     if not found.rule and more < ENOUGH:
-        where = f"no block brings {100 * ENOUGH:.0f} % back: cut in the middle"
+        where = f"no block from either end brings {100 * ENOUGH:.0f} % back: cut in the middle"
     they = "it was" if block[0] == block[1] else "they were"
-    what = f"of what {found.task} lost is back with {_span(*block)} as {they}"
-    return Number(_share(more), what, f"with the others {_share(less)}; {where}")
+    what = f"of what {found.task} lost is back with {span(*block)} as {they}"
+    return Number(back(more), what, f"with the others {back(less)}; {where}")

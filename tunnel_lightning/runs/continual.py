@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tunnel_lightning.runs.curves import SPLITS
 from tunnel_lightning.runs.files import read_manifest, run_id_of
 from tunnel_lightning.runs.forgetting import (
     at_end,
@@ -99,7 +98,7 @@ def matrix(rows: Iterable[Row], layer: str, measure: str, variant: str, tasks: S
 
     Returns:
         Shape ``[T + 1, T]``: row 0 from before any training, row k after k tasks; NaN for what was not measured.
-        Where a value was written twice the later one counts; test images before others.
+        Where a value was written twice the later one counts.
 
     Example:
         >>> row = Row("r", 9, 1, 0, "test", "task 1", "network", 3, "accuracy", "network", 0.9)
@@ -125,19 +124,13 @@ def _matrices(rows: Iterable[Row], tasks: Sequence[str]) -> dict[tuple[str, str,
     """Every matrix there is, by layer, measure and variant."""
     column = {name: k for k, name in enumerate(tasks)}
     found: dict[tuple[str, str, str], Array] = {}
-    for row in _in_order(rows):
+    for row in rows:
         if row.dataset in column and -1 <= row.experience < len(tasks):
             key = row.layer, row.measure, row.variant
             if key not in found:
                 found[key] = np.full((len(tasks) + 1, len(tasks)), np.nan)
             found[key][row.experience + 1, column[row.dataset]] = row.value
     return found
-
-
-def _in_order(rows: Iterable[Row]) -> list[Row]:
-    """Rows of test images last: the last one of a place counts."""
-    order = {split: k for k, split in enumerate(reversed(SPLITS))}
-    return sorted(rows, key=lambda row: order.get(row.split, -1))
 
 
 class Sweep(NamedTuple):
@@ -158,6 +151,24 @@ class Sweep(NamedTuple):
     value: Array
     n: NDArray[np.int64]
     layer: list[str]
+
+
+class Rewinds(NamedTuple):
+    """Accuracies of the last network with a block of layers put back to what it was after the first task.
+
+    Attributes:
+        dataset: the task they were scored on, the first.
+        first: first layers of the blocks, ascending, shape [F].
+        last: last layers of the blocks, ascending, shape [K].
+        value: accuracies, shape [F, K]; NaN where there is no such block.
+        n: images.
+    """
+
+    dataset: str
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    value: Array
+    n: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,7 +237,7 @@ class ContinualRun:
     @cached_property
     def _of_all(self) -> dict[tuple[str, str, str], Array]:
         found: dict[tuple[str, str, str], Array] = {}
-        for row in _in_order(r for r in self.rows if r.dataset == ALL):
+        for row in (r for r in self.rows if r.dataset == ALL):
             key = row.layer, row.measure, row.variant
             if -1 <= row.experience < len(self.tasks):
                 found.setdefault(key, np.full(len(self.tasks) + 1, np.nan))[row.experience + 1] = row.value
@@ -295,6 +306,21 @@ class ContinualRun:
             value = np.array([r.value for r in rows])
             found.append(Sweep(dataset, variant, cuts, value, n, [r.layer for r in rows]))
         return found
+
+    def rewinds(self) -> Rewinds | None:
+        """Blocks of layers put back, of every first and last layer; None where that was not tried."""
+        found: dict[tuple[int, int], Row] = {}
+        for row in self.rows:
+            begins, _, ends = row.variant.partition("..")
+            if row.measure == "rewind_accuracy" and begins.isdigit() and ends == "k":
+                found[int(begins), row.index] = row
+        if not found:
+            return None
+        first, last = (np.array(sorted({block[k] for block in found})) for k in (0, 1))
+        value = np.full((len(first), len(last)), np.nan)
+        for (i, k), row in found.items():
+            value[np.searchsorted(first, i), np.searchsorted(last, k)] = row.value
+        return Rewinds(row.dataset, first, last, value, row.n)
 
     def layer_table(self, after: int | None = None) -> dict[str, Array]:
         """What became of every layer, averaged over the tasks learnt before the last one.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,11 @@ class Exits(nn.Module):
     that clips the gradient's norm over all parameters, or weighs them together in another way, must be given the
     exits apart.)
 
+    A network with a head for each of several tasks has exits with a linear head for each, of which those of the task
+    asked about answer. It is asked by ``forward_single_task(x, label)``, and a subclass says what a batch of several
+    tasks is. All heads are there from the start and stand still until their task is learnt. Of a network whose head
+    grows the exits too have all outputs from the start, and put out as many as it has by then.
+
     Making it draws from no global random state. Hooks are on the network only while it runs, so copies carry none.
 
     Args:
@@ -53,12 +59,15 @@ class Exits(nn.Module):
         pool: how a layer's output becomes features, as in `TapSpec`; not ``gram``.
         detached: whether gradients end at the exits.
         seed: of the exits' first weights.
+        outputs: of each exit; None for as many as the network has now.
+        tasks: labels of the tasks with a head each; none for one head over all.
 
     Attributes:
         layers: the taps the exits are at, in the order of execution.
-        heads: a linear module for each; its hooks never run, so taps do not take it for a layer.
+        heads: a linear module for each, or one for each task by its label; their hooks never run, so taps do not take
+            them for layers.
         costs: floating-point operations of one image up to each exit, the exits before it included; E + 1 of them,
-            the last is the whole network with all exits.
+            the last is the whole network with all exits (of one task).
         last: scores of the last forward, E + 1 of ``[B, C]``, the network's own last; empty before it, and in a
             copy.
 
@@ -84,24 +93,28 @@ class Exits(nn.Module):
         pool: Pool = "2x2",
         detached: bool = True,
         seed: int = 0,
+        outputs: int | None = None,
+        tasks: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if pool == "gram":
             raise ValueError("Exits: pool 'gram' gives no features; choose 2x2, avg, flatten or token.")
         self.backbone = backbone
         self.detached = detached
-        with tap(backbone, example, layers, pool) as taps:
-            self.layers = tuple(taps.layers)
+        self.tasks = tuple(tasks)
+        self.layers = self._find(layers, example, pool)
         self._pool: Pool = pool
         self._layouts = self._see(example)
         with quiet(backbone):
-            scores = backbone(example[:1])
+            scores = self._run(example[:1], self._any_task)
         if not isinstance(scores, Tensor) or scores.ndim != 2:
             raise ValueError(f"Exits: {type(backbone).__name__} gives no scores [B, C] to add exits to.")
         like = next((p for p in backbone.parameters() if p.is_floating_point()), scores)
         with untouched_rng():
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(nn.Linear(place.dim, scores.shape[1]) for place in self.layers)
+            self.heads = nn.ModuleList(
+                self._head(place.dim, outputs or scores.shape[1]) for place in self.layers
+            )
         self.heads.to(like.device, like.dtype)
         self.costs = self._count(example)
         self.last: list[Tensor] = []
@@ -111,8 +124,12 @@ class Exits(nn.Module):
         self.last = self.all_scores(x)
         return self.last[-1]
 
-    def all_scores(self, x: Tensor) -> list[Tensor]:
+    def all_scores(self, x: Tensor, task: int | None = None) -> list[Tensor]:
         """Scores of every exit and, last, of the network itself: E + 1 of [B, C].
+
+        Args:
+            x: images [B, ...].
+            task: whose heads answer, where tasks have a head each.
 
         Raises:
             RuntimeError: a layer with an exit did not run.
@@ -124,16 +141,16 @@ class Exits(nn.Module):
             output = output.detach() if self.detached else output.clone()
             features[number] = pool(output, self._layouts[number], self._pool)
 
-        final = self._observed(x, keep)
+        final = self._observed(x, keep, task)
         scores = []
-        for place, head, found in zip(self.layers, self.heads, features, strict=True):
+        for place, head, found in zip(self.layers, self._heads_of(task), features, strict=True):
             if found is None:
                 raise RuntimeError(f"Exits: {place.name} did not run, so the exit there has no features.")
-            assert isinstance(head, nn.Linear)
-            scores.append(F.linear(found.to(head.weight.dtype), head.weight, head.bias))
+            of_all = F.linear(found.to(head.weight.dtype), head.weight, head.bias)
+            scores.append(self._shown(of_all[:, : final.shape[1]], task))
         return [*scores, final]
 
-    def predict(self, x: Tensor, threshold: float | None = None) -> Exited:
+    def predict(self, x: Tensor, threshold: float | None = None, task: int | None = None) -> Exited:
         """Answer by the first exit that is sure enough, in evaluation mode and without gradients.
 
         Confidence is the largest softmax probability. Images of which no exit is sure get the answer of the most
@@ -143,11 +160,49 @@ class Exits(nn.Module):
         Args:
             x: images [B, ...].
             threshold: the confidence to exceed; None asks for the most confident exit.
+            task: whose heads answer, where tasks have a head each.
         """
         with quiet(self):
-            return leave(torch.stack(self.all_scores(x)), threshold, self.costs)
+            return leave(torch.stack(self.all_scores(x, task)), threshold, self.costs)
 
-    def _observed(self, x: Tensor, keep: Any) -> Tensor:
+    # How a network with several heads differs ------------------------------------------------------------------
+
+    @property
+    def _trunk(self) -> nn.Module:
+        """The module that the layers are named in."""
+        return self.backbone
+
+    @property
+    def _any_task(self) -> int | None:
+        """A task to look at the network by."""
+        return self.tasks[0] if self.tasks else None
+
+    def _find(self, layers: str | list[str], example: Tensor, pool: Pool) -> tuple[Tap, ...]:
+        """The taps the exits are at."""
+        with tap(self.backbone, example, layers, pool) as taps:
+            return tuple(taps.layers)
+
+    def _run(self, x: Tensor, task: int | None) -> Tensor:
+        """The network's own scores."""
+        network: Any = self.backbone
+        return network(x) if task is None else network.forward_single_task(x, task)
+
+    def _head(self, width: int, outputs: int) -> nn.Module:
+        if not self.tasks:
+            return nn.Linear(width, outputs)
+        return nn.ModuleDict({str(task): nn.Linear(width, outputs) for task in self.tasks})
+
+    def _heads_of(self, task: int | None) -> list[nn.Linear]:
+        found: list[Any] = [head if task is None else head[str(task)] for head in self.heads]  # type: ignore[index]
+        return found
+
+    def _shown(self, scores: Tensor, task: int | None) -> Tensor:
+        """An exit's scores, as they count."""
+        return scores
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _observed(self, x: Tensor, keep: Any, task: int | None) -> Tensor:
         """Run the network and hand over the outputs of the layers, by number."""
         handles: list[RemovableHandle] = []
         seen: dict[str, int] = {}
@@ -166,33 +221,33 @@ class Exits(nn.Module):
 
         try:
             for path in by_module:
-                handles.append(self.backbone.get_submodule(path).register_forward_hook(hook_of(path)))
-            return self.backbone(x)
+                handles.append(self._trunk.get_submodule(path).register_forward_hook(hook_of(path)))
+            return self._run(x, task)
         finally:
             for handle in handles:
                 handle.remove()
 
     def _see(self, example: Tensor) -> list[Layout]:
-        hints = hints_of(self.backbone)
+        hints = hints_of(self._trunk)
         layouts: dict[int, Layout] = {}
 
         def keep(number: int, output: Tensor) -> None:
-            module = self.backbone.get_submodule(self.layers[number].module)
+            module = self._trunk.get_submodule(self.layers[number].module)
             layouts[number] = layout_of(module, tuple(output.shape), hints, len(output) // 2)
 
         two = example[:2] if len(example) > 1 else torch.cat([example, example])
         with plain(self.backbone):
-            self._observed(two, keep)
+            self._observed(two, keep, self._any_task)
         return [layouts[number] for number in range(len(self.layers))]
 
     def _count(self, example: Tensor) -> tuple[int, ...]:
         reached: dict[int, int] = {}
         counter = FlopCounterMode(display=False)
         with plain(self.backbone), counter:
-            self._observed(example[:1], lambda number, _: reached.update({number: counter.get_total_flops()}))
+            keep = lambda number, _: reached.update({number: counter.get_total_flops()})  # noqa: E731
+            self._observed(example[:1], keep, self._any_task)
         heads, found = 0, []
-        for number, head in enumerate(self.heads):
-            assert isinstance(head, nn.Linear)
+        for number, head in enumerate(self._heads_of(self._any_task)):
             heads += 2 * head.in_features * head.out_features
             found.append(reached[number] + heads)
         return (*found, counter.get_total_flops() + heads)

@@ -75,7 +75,7 @@ class Taps:
             self._additions = Additions(self._state, self._hooks, hints)
             self._compiled = model is not self.model
         self._handles: dict[int, RemovableHandle] = {}
-        self._register()
+        self.attach()
 
     @property
     def ready(self) -> bool:
@@ -115,7 +115,7 @@ class Taps:
         # Two images: a leading size of one could not be told from a batch.
         two = example[:2] if len(example) > 1 else torch.cat([example, example])
         self._state.discovering = True
-        self._register()
+        self.attach()
         self.arm()
         self._state.batch = 2
         try:
@@ -202,8 +202,17 @@ class Taps:
         """FLOPs of one image by module path (see `tunnel_lightning.taps.costs.costs`)."""
         return costs(self.model, example)
 
+    def attach(self) -> None:
+        """Put the hooks back after `remove`, disarmed; the layers stay known, so no forward need be seen first.
+
+        More than once is fine. In between a forward costs nothing, and copies of the network hold no hooks.
+        """
+        for hook in self._hooks:
+            if hook.number not in self._handles and (self._state.discovering or any(hook.plans)):
+                self._handles[hook.number] = hook.candidate.module.register_forward_hook(hook)
+
     def remove(self) -> None:
-        """Take the hooks off the network. More than once is fine."""
+        """Take the hooks off the network; `attach` puts them back. More than once is fine."""
         self.disarm()
         for handle in self._handles.values():
             handle.remove()
@@ -216,11 +225,6 @@ class Taps:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.remove()
-
-    def _register(self) -> None:
-        for hook in self._hooks:
-            if hook.number not in self._handles:
-                self._handles[hook.number] = hook.candidate.module.register_forward_hook(hook)
 
     def _known(self) -> None:
         if self._state.discovering:
