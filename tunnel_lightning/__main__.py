@@ -22,6 +22,18 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
         "several networks: similarity of their layers, their profiles and their answers",
         "tunnel_lightning.analysis.compare:command",
     ),
+    "invert": (
+        "what each layer still knows of its input: images recovered from it",
+        "tunnel_lightning.analysis.invert.command:command",
+    ),
+    "ablate": (
+        "what each layer is needed for: deleted, reset, rewound, swapped or trained again",
+        "tunnel_lightning.analysis.ablate.command:command",
+    ),
+    "trim": (
+        "the tunnel cut away: what every cut keeps and saves, and the cut network, exported",
+        "tunnel_lightning.analysis.trim.command:command",
+    ),
     "continual": (
         "a sequence of tasks with any Avalanche strategy, every layer measured; --resume RUN goes on",
         "tunnel_lightning.continual.command:command",

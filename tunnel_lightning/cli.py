@@ -269,7 +269,10 @@ class TunnelCLI(LightningCLI):
         """Write the class probabilities of the test images to a table."""
         batches = self.trainer.predict(model, datamodule=datamodule, **{**kwargs, "return_predictions": True})
         write_predictions(
-            batches or [], getattr(datamodule, "class_names", None), self._get(self.config, "out")
+            batches or [],
+            getattr(datamodule, "class_names", None),
+            self._get(self.config, "out"),
+            getattr(getattr(model, "backbone", None), "exit_names", ()),
         )
 
 
@@ -284,20 +287,38 @@ def print_run(folder: Path) -> None:
         print(f"run folder   {folder} (nothing was watched)")
 
 
-def write_predictions(batches: Sequence[Any], class_names: Sequence[str] | None, out: str) -> None:
-    """Write one line per image: its number, the likeliest class and every class's probability."""
+def write_predictions(
+    batches: Sequence[Any], class_names: Sequence[str] | None, out: str, exits: Sequence[str] = ()
+) -> None:
+    """Write one line per image: its number, the likeliest class and every class's probability.
+
+    Of a network with early exits a column ``exit`` says at which layer each image left, and the last line that is
+    printed what that saved.
+
+    Args:
+        batches: what `Classifier.predict_step` gave.
+        class_names: by label; None for numbers.
+        out: the file.
+        exits: names of the layers with an exit, and of the network's own end, last.
+    """
     if not batches:
         raise ValueError("there is nothing to predict: the set has no test images")
     probabilities = torch.cat([batch["probabilities"] for batch in batches])
     names = list(class_names or map(str, range(probabilities.shape[1])))
+    left = torch.cat([batch["exit"] for batch in batches]).tolist() if "exit" in batches[0] else None
     beside = Path(f"{out}.tmp")
     with beside.open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["image", "label", *names])
+        table.writerow(["image", "label", *(["exit"] if left else []), *names])
         for number, row in enumerate(probabilities.tolist()):
-            table.writerow([number, names[row.index(max(row))], *(f"{value:.6f}" for value in row)])
+            where = [exits[left[number]]] if left else []
+            table.writerow([number, names[row.index(max(row))], *where, *(f"{value:.6f}" for value in row)])
     beside.replace(out)
     print(f"{len(probabilities)} predictions in {out}")
+    if left:
+        shares = [f"{name} {100 * left.count(k) / len(left):.0f} %" for k, name in enumerate(exits)]
+        flops = torch.cat([batch["flops"] for batch in batches]).double().mean()
+        print(f"left at {', '.join(shares)}; {flops / 1e6:.3g} MFLOPs an image on average")
 
 
 def run(argv: list[str]) -> None:

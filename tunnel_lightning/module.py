@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import multiclass_accuracy
 from typing_extensions import Self
 
 from tunnel_lightning.backbones.base import Backbone, imported_class, plain, rebuild
+from tunnel_lightning.backbones.early import EarlyExit
 
 # Not Lightning's "hyper_parameters": what stands there silently beats the command line given with a
 # checkpoint.
@@ -165,10 +166,17 @@ class Classifier(LightningModule):
         self._log_scores("test")
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """Of a batch of images, with labels or without: ``probabilities`` [B, num_classes], ``label`` [B]."""
+        """Of a batch of images, with labels or without: ``probabilities`` [B, num_classes], ``label`` [B].
+
+        Of a network with early exits also ``exit`` [B], where each image left, and ``flops`` [B], what it took.
+        """
         x = batch if isinstance(batch, Tensor) else batch[0]
         probabilities = self(x).float().softmax(dim=1)
-        return {"probabilities": probabilities, "label": probabilities.argmax(dim=1)}
+        found = {"probabilities": probabilities, "label": probabilities.argmax(dim=1)}
+        if isinstance(self.backbone, EarlyExit) and self.backbone.taken is not None:
+            taken = self.backbone.taken
+            found |= {"exit": taken, "flops": torch.tensor(self.backbone.costs, device=taken.device)[taken]}
+        return found
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what makes the module again."""

@@ -150,3 +150,11 @@ def test_only_events_after_the_checkpoint_are_dropped(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("a")] == [(step, float(step)) for step in range(7)]
     assert drop_events(path, 6) == 0
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_without_a_training_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yaml").write_text("seed_everything: 7\n")
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "checkpoints" / "last.ckpt")
+    with pytest.raises(ValueError, match=r"last\.ckpt holds weights alone, as `trim` writes them"):
+        prepare_resume(tmp_path)

@@ -197,6 +197,15 @@ def test_the_matrix_goes_down_in_time(naive):
     np.testing.assert_allclose(within.value[::-1], 100 * naive.network("within"))
 
 
+@pytest.mark.parametrize(("tasks", "written"), [(5, True), (15, True), (16, False)])
+def test_numbers_stand_in_the_cells_of_a_matrix_of_few_tasks(tmp_path, tasks, written):
+    rows = sequences.sequence_rows(tasks=tasks)
+    run = load_continual(sequences.write_sequence(tmp_path / "r", rows, tasks))
+    heat = figure(items(run, Map)["task_accuracy"])["data"][0]
+    assert heat.get("texttemplate") == ("%{z:.0f}" if written else None)
+    assert "texttemplate" not in figure(items(run, Map)["time_all"])["data"][0]
+
+
 def test_courses_begin_when_a_task_is_learnt(naive):
     chart = lines(items(naive)["course_within"])
     assert chart["task 3"].x.tolist() == [3, 4, 5]

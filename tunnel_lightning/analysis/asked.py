@@ -15,8 +15,8 @@ import tunnel_lightning.data  # noqa: F401 - for their names: `--data CIFAR10` i
 from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.context import check_machine, fabric_of
 from tunnel_lightning.analysis.subject import load_network_subject, load_run_subject
+from tunnel_lightning.report.mistakes import sentence
 from tunnel_lightning.runs import read_manifest
-from tunnel_lightning.runs.analysis import SUMMARY_FILE
 
 Settings = TypeVar("Settings")
 
@@ -97,7 +97,7 @@ class Asked:
         home = Path("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in subject.title))
         taken = [int(number) for path in home.glob("version_*") if (number := path.name[8:]).isdecimal()]
         last = max(taken, default=0)
-        finished = (home / f"version_{last}" / command / SUMMARY_FILE).exists()
+        finished = any((home / f"version_{last}" / command).glob("*.json"))
         return home / f"version_{last + finished}" / command
 
 
@@ -128,7 +128,7 @@ def parse(
         parser = _parser(command, description, options, watched(told.run) if taps else {})
         made: Namespace = parser.instantiate_classes(parser.parse_args(list(argv)))
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(sentence(str(error))) from error
     asked = Asked(**{field.name: made[field.name] for field in fields(Asked)})
     return asked, options(**{field.name: made[field.name] for field in fields(options)})  # type: ignore[arg-type]
 

@@ -169,11 +169,17 @@ def prepare_resume(folder: str | Path) -> Path:
 
     Raises:
         FileNotFoundError: for a folder without config or without a checkpoint; nothing is changed then.
-        ValueError: for a checkpoint that can't be read, or one taken in mid-epoch with a loader that can't go
-            on from there.
+        ValueError: for a checkpoint that can't be read, holds weights alone, or was taken in mid-epoch with a loader
+            that can't go on from there.
     """
     folder, checkpoint = Path(folder), checkpoint_of(folder)
     state = read_checkpoint(checkpoint, "to go on from the best epoch, copy best.ckpt beside it over it")
+    if "loops" not in state:
+        raise ValueError(
+            f"{checkpoint} holds weights alone, as `trim` writes them, and no training to go on with: train it with "
+            f"`fit --config {folder / 'config.yaml'}` from new weights, or in Python with "
+            "Trainer().fit(Classifier.load_from_checkpoint(path))"
+        )
     refuse_mid_epoch(state, checkpoint)
     ProfileTable(folder / "profile.csv").truncate(state["global_step"])
     for events in sorted(folder.glob("events.out.tfevents.*")):

@@ -9,10 +9,12 @@ from tunnel_lightning.report.charts import Page
 from tunnel_lightning.report.continual import page_of_tasks
 from tunnel_lightning.report.overlay import Member, page_of_comparison, page_of_runs
 from tunnel_lightning.report.page import html
+from tunnel_lightning.report.results import home_of, page_of_results
 from tunnel_lightning.report.sections import page_of_run
 from tunnel_lightning.report.source import read_source
 from tunnel_lightning.report.static import FORMATS, write_figures
 from tunnel_lightning.runs import (
+    PROFILE_FILE,
     RunError,
     analysis_folder,
     curve,
@@ -38,7 +40,7 @@ def write_report(
     Args:
         folders: a run folder with or without an analysis, the folder of an analysis or of a comparison; or
             several of runs, which are laid over one another. Or that of a run over a sequence of tasks, or of a sweep
-            of such runs.
+            of such runs; or that of what `invert`, `ablate` or `trim` found.
         out: the file to write; by default ``report.html`` in the folder of the analysis, of the run without one,
             or of the comparison, and of several runs in the current folder.
         figures: a folder for the figures as files of their own; by default none are written.
@@ -86,7 +88,13 @@ def _page(places: list[Path]) -> tuple[Page, Path]:
             return page_of_comparison(load_comparison(place)), place
         if page := page_of_tasks(place):
             return page, place
-        return page_of_run(read_source(place)), analysis_folder(place) or place
+        analysed = analysis_folder(place)
+        if (home := home_of(place)) and not analysed and not (place / PROFILE_FILE).exists():
+            # the folder of one command's result, or a network that was neither watched nor analysed
+            if analysis_folder(home) or (home / PROFILE_FILE).exists():
+                return page_of_run(read_source(home)), analysis_folder(home) or home
+            return page_of_results(home), home
+        return page_of_run(read_source(place)), analysed or place
     if over_tasks := next((place for place in places if is_continual(place)), None):
         raise RunError(
             f"{over_tasks} is a run over a sequence of tasks, which has a page of its own: give it alone, or the "

@@ -130,6 +130,7 @@ class Map:
         short: what columns are called on the axis; by default as in ``columns``.
         edge: a height for each column, drawn as a line of steps; NaN for none.
         edge_label: what that line is.
+        written: whether the page writes whole numbers into the cells, where there are few enough.
         note: as in `Chart`.
         draw: as in `Chart`.
     """
@@ -149,6 +150,7 @@ class Map:
     short: list[str] | None = None
     edge: NDArray[np.float64] | None = None
     edge_label: str = ""
+    written: bool = False
     note: str = ""
     draw: Draw | None = None
 
@@ -213,7 +215,66 @@ class Table:
     note: str = ""
 
 
-Item = Chart | Map | Points | Table
+@dataclass(frozen=True, eq=False)
+class Strip:
+    """Small pictures side by side, in one row or several, and at most one large one before them.
+
+    Attributes:
+        name: what they are of.
+        images: uint8 ``[R, C, H, W, 3]``.
+        captions: a text under each, R lists of C; empty for none.
+        lead: the large one, uint8 ``[H, W, 3]``, such as an original; or None.
+        caption: what stands under that.
+    """
+
+    name: str
+    images: NDArray[np.uint8]
+    captions: Sequence[Sequence[str]] = ()
+    lead: NDArray[np.uint8] | None = None
+    caption: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Strips of pictures with common rows and columns, one below the other: as films, with the depth as their time.
+
+    Attributes:
+        key: as in `Chart`.
+        title: as in `Chart`.
+        strips: what is shown.
+        rows: what each row is.
+        columns: heads, short ones, as numbers of layers.
+        names: what the columns are called where there is room: when pointed at, and for those who hear the page.
+        shade: the first column of a range that goes on to the last one, from 0, and its name.
+        note: as in `Chart`.
+    """
+
+    key: str
+    title: str
+    strips: Sequence[Strip]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    names: Sequence[str] = ()
+    shade: tuple[int, str] | None = None
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for strip in self.strips:
+            rows, columns = strip.images.shape[:2]
+            if (rows, columns) != (len(self.rows), len(self.columns)):
+                raise ValueError(
+                    f"{self.title}: {strip.name} has {rows} x {columns} pictures, and there are {len(self.rows)} "
+                    f"rows and {len(self.columns)} columns"
+                )
+
+    def said(self, strip: Strip, row: int, column: int) -> str:
+        """All that is known of a picture, in a line."""
+        name = (self.names or self.columns)[column]
+        caption = strip.captions[row][column] if strip.captions else ""
+        return ", ".join(each for each in (strip.name, self.rows[row], name, caption) if each)
+
+
+Item = Chart | Map | Points | Table | Pictures
 
 
 @dataclass(frozen=True)

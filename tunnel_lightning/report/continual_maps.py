@@ -50,6 +50,7 @@ def task_map(run: ContinualRun, kind: str, key: str, name: str, note: str) -> li
         y="time (downwards)",
         limits=(0.0, 100.0),
         short=run.tasks if len(run.tasks) <= 8 else [str(k) for k in range(1, len(run.tasks) + 1)],
+        written=True,
         note=note,
     )
     return [replace(found, draw=partial(drawn, found))]

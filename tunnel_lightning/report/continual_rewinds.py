@@ -56,6 +56,7 @@ def rewinds(run: ContinualRun) -> list[Map]:
         y="first layer put back",
         limits=(0.0, 100.0),
         short=[str(k) for k in found.last],
+        written=True,
         note=note,
     )
     return [replace(made, draw=partial(drawn, made))]

@@ -15,6 +15,9 @@ from tunnel_lightning.report.style import GREY, INK, PALE, STYLE, shorten
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 MARKERS = ("circle", "diamond", "square", "x")
 
+WRITTEN = 16
+"""Rows and columns up to which numbers have room in a map's cells."""
+
 Spec = dict[str, Any]
 
 
@@ -201,6 +204,9 @@ def _map(found: Map) -> Spec:
             "se": None if found.se is None else [_list(line) for line in found.se],
         },
     }
+    if found.written and max(rows, columns) <= WRITTEN:
+        # No colour: plotly takes the one that is seen on the cell's own.
+        heat |= {"texttemplate": "%{z:.0f}", "textfont": {"size": 12 if columns <= 8 else 9}}
     traces = [heat]
     white = {"color": "white", "width": 2}
     for first, last, label in found.blocks:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tunnel_lightning.report.charts import Chart, Item, Map, Page, Section, Table
+from tunnel_lightning.report.charts import Chart, Item, Map, Page, Pictures, Section, Table
 from tunnel_lightning.report.interactive import figure
+from tunnel_lightning.report.pictures import html_of
 from tunnel_lightning.report.words import number
 from tunnel_lightning.runs import package_versions
 
@@ -90,6 +91,8 @@ def _item(item: Item, figures: dict[str, Any]) -> str:
         wide = " wide" if len(item.columns) > 2 else ""
         button = f'<button data-csv="{escape(item.key)}">download CSV</button>'
         return f'<div class="card{wide}"><div class="head"><h3>{title}</h3>{button}</div>{_table(item)}{note}</div>'
+    if isinstance(item, Pictures):
+        return f'<div class="card wide"><h3>{title}</h3>{html_of(item)}{note}</div>'
     key = f"f{len(figures)}"
     figures[key] = figure(item)
     wide = (

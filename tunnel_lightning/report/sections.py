@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tunnel_lightning.report import structure, tables
+from tunnel_lightning.report import results, structure, tables
 from tunnel_lightning.report.charts import Chart, Line, Mark, Page, Section, Table
 from tunnel_lightning.report.figures import depth_profile
 from tunnel_lightning.report.lines import DASHES, Wanted, hover, line, several
@@ -81,10 +81,11 @@ def page_of_run(source: Source) -> Page:
         Section("collapse", "Variance and collapse", structure.collapse(rows, own)),
         over_time(source.history, source.history_own, watched=source.watched),
         structure.pictures(source.analysis),
+        *results.sections_of(source.home),
         Section("layers", "All layers", tables.all_layers(rows, own, source.layers)),
         Section("settings", "Settings and versions", tables.details(source.manifest, summary), folded=True),
     ]
-    notes = tables.notes(summary)
+    notes = list(dict.fromkeys([*tables.notes(summary), *results.notes_of(source.home)]))
     return Page(source.title, headline(rows, own), _subtitle(source), numbers(rows, own), sections, notes)
 
 

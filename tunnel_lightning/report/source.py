@@ -20,6 +20,7 @@ from tunnel_lightning.runs import (
     load_run,
     run_id_of,
 )
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +46,12 @@ class Source:
     history_own: str | None
     analysis: Analysis | None
     manifest: dict[str, Any]
+
+    @property
+    def home(self) -> Path:
+        """The run folder; of an analysis that lies elsewhere, its own."""
+        inside = self.analysis is not None and self.analysis.path.name == ANALYSIS_FOLDER
+        return self.analysis.path.parent if self.analysis and inside else self.path
 
     @property
     def watched(self) -> bool:
@@ -75,7 +82,7 @@ def read_source(folder: str | Path) -> Source:
         own = run.id_dataset
         return Source(folder, run.rows, own, run.layers, run.rows, own, None, run.manifest)
     analysis = load_analysis(folder)
-    home = analysis.path.parent if analysis.path.name == "analysis" else analysis.path
+    home = analysis.path.parent if analysis.path.name == ANALYSIS_FOLDER else analysis.path
     # trained without the monitor, or not here at all: the analysis stands alone
     run = load_run(home) if (home / PROFILE_FILE).exists() else Run(home, [])
     rows, own, step = analysis.run.rows, analysis.run.id_dataset, analysis.summary.get("step")

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tunnel_lightning.report.canvas import canvas, legend, save, title
-from tunnel_lightning.report.charts import Chart, Item, Line, Map, Points, Table
+from tunnel_lightning.report.charts import Chart, Item, Line, Map, Pictures, Points, Table
 from tunnel_lightning.report.lines import COLORS
+from tunnel_lightning.report.pictures import figure_of
 from tunnel_lightning.report.style import INK, PALE, STYLE, shorten
 from tunnel_lightning.runs.lists import listed
 
@@ -50,7 +51,7 @@ def parse_formats(given: str | Sequence[str]) -> list[str]:
 def write_figures(
     items: Iterable[Item], folder: str | Path, formats: str | Sequence[str] = FORMATS
 ) -> list[Path]:
-    """Write every chart, map and scatter to a file of its own in each of the formats; return the paths.
+    """Write every item but tables to a file of its own in each of the formats; return the paths.
 
     Raises:
         ValueError: an unknown format.
@@ -65,7 +66,7 @@ def write_figures(
     return paths
 
 
-def figure(item: Chart | Map | Points) -> Figure:
+def figure(item: Chart | Map | Points | Pictures) -> Figure:
     """Draw one of them.
 
     Example:
@@ -75,6 +76,8 @@ def figure(item: Chart | Map | Points) -> Figure:
     """
     if isinstance(item, Chart | Map) and item.draw is not None:
         return item.draw()
+    if isinstance(item, Pictures):
+        return figure_of(item)
     if isinstance(item, Chart):
         return _chart(item)
     return _map(item) if isinstance(item, Map) else _points(item)

@@ -1,5 +1,6 @@
 """Networks cut, swapped, reset, frozen, and given exits."""
 
+from tunnel_lightning.surgery.cut import Severed, costs_of, cut
 from tunnel_lightning.surgery.exits import Exited, Exits, Overthinking, leave, overthinking
 from tunnel_lightning.surgery.freeze import frozen
 from tunnel_lightning.surgery.sections import Section, Sections, State, sections
@@ -11,8 +12,11 @@ __all__ = [
     "Overthinking",
     "Section",
     "Sections",
+    "Severed",
     "State",
     "compose",
+    "costs_of",
+    "cut",
     "frozen",
     "leave",
     "loaded",

@@ -1,0 +1,1 @@
+"""``ablate``: a network with layers deleted, reset, rewound, swapped or trained again: what they are needed for."""
