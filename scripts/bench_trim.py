@@ -84,7 +84,7 @@ def main() -> None:
         f"torch {torch.__version__} on {device}, onnxruntime {onnxruntime.__version__} on cpu, {time.strftime('%F')}"
     )
     print(
-        f"\n{'':<13}{'batch':>6}{'n':>4}  {'whole ms (quartiles)':<28}{'cut ms (quartiles)':<28}times faster"
+        f"\n{'':<13}{'batch':>6}{'n':>4}  {'whole ms (quartiles)':<32}{'cut ms (quartiles)':<32}times faster"
     )
     with tempfile.TemporaryDirectory() as folder:
         path = exported(whole, x, Path(folder) / "whole.onnx")
@@ -104,7 +104,7 @@ def main() -> None:
                 before, after, ratio = spread(1e3 * pairs[:, 1]), spread(1e3 * pairs[:, 0]), speedups(pairs)
                 told = [f"{m:.3f} ({low:.3f} to {high:.3f})" for m, low, high in (before, after)]
                 times = "{:.2f} ({:.2f} to {:.2f})".format(*ratio)
-                print(f"{name:<13}{size:>6}{len(pairs):>4}  {told[0]:<28}{told[1]:<28}{times}")
+                print(f"{name:<13}{size:>6}{len(pairs):>4}  {told[0]:<32}{told[1]:<32}{times}")
 
 
 if __name__ == "__main__":

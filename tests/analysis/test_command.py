@@ -10,7 +10,7 @@ import torch
 from toys_analysis import FAST, FEW, files, python, values
 
 from tunnel_lightning.__main__ import main
-from tunnel_lightning.analysis import command, parts
+from tunnel_lightning.analysis import asked, command, parts
 from tunnel_lightning.analysis.command import parse
 from tunnel_lightning.analysis.profile import Profile
 from tunnel_lightning.analysis.subject import checkpoints_of, load_run_subject
@@ -184,7 +184,7 @@ def test_checkpoints_in_any_order_end_with_the_analysed_one(run, monkeypatch):
     subjects = []
     monkeypatch.setattr(command, "checkpoints_of", lambda run: checkpoints_of(run)[::-1])
     monkeypatch.setattr(
-        command, "load_run_subject", lambda *a: subjects.append(load_run_subject(*a)) or subjects[-1]
+        asked, "load_run_subject", lambda *a: subjects.append(load_run_subject(*a)) or subjects[-1]
     )
     assert main(["analyze", str(run), "--ckpt=all", *FAST]) == 0
     (subject,) = subjects

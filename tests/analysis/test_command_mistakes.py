@@ -114,7 +114,7 @@ def test_a_folder_of_something_else_is_refused_before_anything_is_read(run, caps
     def read(*args, **settings):
         raise AssertionError("read before the folder was looked at")
 
-    monkeypatch.setattr("tunnel_lightning.analysis.command.load_run_subject", read)
+    monkeypatch.setattr("tunnel_lightning.analysis.asked.load_run_subject", read)
     (tmp_path / "notes.txt").write_text("mine")
     assert main(["analyze", str(run), f"--out={tmp_path}"]) == 2
     assert "holds something else than an analysis" in capsys.readouterr().err

@@ -7,7 +7,8 @@ from tunnel_lightning.report.page import html
 from tunnel_lightning.report.static import figure
 from tunnel_lightning.report.trimming import print_trimming, sections_of
 from tunnel_lightning.report.trimming_words import certificate, headline, tuned
-from tunnel_lightning.runs.trimming import load_trimming, write_curve, write_summary
+from tunnel_lightning.runs.summaries import write_summary
+from tunnel_lightning.runs.trimming import load_trimming, write_curve
 
 LAYERS = [f"layers.{k}.linear" for k in range(12)]
 
@@ -73,7 +74,7 @@ def make(tmp_path):
         folder = tmp_path / "trim"
         folder.mkdir(exist_ok=True)
         write_curve(folder, curve(latency))
-        write_summary(folder, SUMMARY | changes)
+        write_summary(folder / "trim.json", "trim", 1, SUMMARY | changes)
         return load_trimming(folder)
 
     return made
@@ -101,7 +102,8 @@ def test_the_headline_for_another_set(make):
 
 def test_no_tunnel_is_said(make):
     found = make(
-        choice={"layer": None, "line": None, "how": "keep", "why": "every layer is needed", "keep": 0.99}
+        choice={"layer": None, "line": None, "how": "keep", "why": "every layer is needed", "keep": 0.99},
+        files={},
     )
     assert headline(found) == "no tunnel to cut: every layer is needed"
     assert certificate(found) == ""
@@ -141,6 +143,7 @@ def test_what_tuning_gained(make):
 
 def test_the_page_shows_the_cut(make):
     (section,) = sections_of(make().path.parent)
+    assert section.text.endswith("Written into trim/: checkpoints/last.ckpt.")
     charts = {item.key: item for item in section.items if isinstance(item, Chart)}
     assert list(charts) == ["trim_flops", "trim_depth", "trim_time", "trim_latency"]
     flops = charts["trim_flops"]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tunnel_lightning.runs import RunError
-from tunnel_lightning.runs.trimming import load_trimming, trim_folder, write_curve, write_summary
+from tunnel_lightning.runs.summaries import write_summary
+from tunnel_lightning.runs.trimming import load_trimming, trim_folder, write_curve
 
 CURVE = {
     "index": [0, 1, 2, 3],
@@ -28,7 +29,7 @@ def folder(tmp_path):
     path = tmp_path / "trim"
     path.mkdir()
     write_curve(path, CURVE)
-    write_summary(path, SUMMARY)
+    write_summary(path / "trim.json", "trim", 1, SUMMARY)
     return path
 
 
@@ -39,7 +40,7 @@ def test_what_is_written_is_read(folder):
     assert found.curve["head"] == CURVE["head"]
     assert np.array_equal(found.curve["accuracy"], CURVE["accuracy"], equal_nan=True), "every digit"
     assert np.isnan(found.curve["dim"][3])
-    assert found.summary == {"schema": 1, "command": "trim", **SUMMARY}
+    assert found.summary == {"schema": 1, "kind": "trim", **SUMMARY}
     assert (found.chosen, found.sets, found.batches) == (1, ["Digits"], [1])
     assert found.cuts.tolist() == [False, True, True, False]
     assert np.isnan(found.at("nothing", 1))
@@ -54,14 +55,14 @@ def test_a_folder_without_one(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("summary.json", "{", "not valid JSON"),
-        ("summary.json", "[1]", "not the summary of a trim"),
-        ("summary.json", json.dumps({"schema": 1}), "not the summary of a trim"),
-        ("summary.json", json.dumps({"schema": 9, "command": "trim"}), "has schema 9"),
-        ("summary.json", json.dumps({"schema": 1, "command": "trim", "choice": 3}), "'choice' is no object"),
+        ("trim.json", "{", "not valid JSON"),
+        ("trim.json", "[1]", "not the summary of a trim"),
+        ("trim.json", json.dumps({"schema": 1}), "not the summary of a trim"),
+        ("trim.json", json.dumps({"schema": 9, "kind": "trim"}), "has schema 9"),
+        ("trim.json", json.dumps({"schema": 1, "kind": "trim", "choice": 3}), "'choice' is no object"),
         (
-            "summary.json",
-            json.dumps({"schema": 1, "command": "trim", "choice": {"layer": "x"}}),
+            "trim.json",
+            json.dumps({"schema": 1, "kind": "trim", "choice": {"layer": "x"}}),
             "names the cut 'x'",
         ),
         ("curve.csv", "", "no column 'index'"),

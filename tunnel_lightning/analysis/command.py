@@ -8,31 +8,30 @@ import time
 import warnings
 from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from lightning.fabric import Fabric
-from lightning.pytorch import LightningDataModule
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import tunnel_lightning.data  # noqa: F401 - for their names: `--data CIFAR10` is looked up among the classes known here
+from tunnel_lightning.analysis.asked import Asked, watched
 from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.context import Context, check_machine, fabric_of
 from tunnel_lightning.analysis.options import Options, with_protocol
-from tunnel_lightning.analysis.parts import PARTS_FOLDER, check_place, perform
+from tunnel_lightning.analysis.parts import WHAT, is_ours, perform
+from tunnel_lightning.analysis.places import check_place, resumable
 from tunnel_lightning.analysis.profile import Profile
-from tunnel_lightning.analysis.subject import checkpoints_of, load_network_subject, load_run_subject
+from tunnel_lightning.analysis.subject import checkpoints_of
 from tunnel_lightning.report import print_profile, write_report
 from tunnel_lightning.report.build import REPORT_FILE
 from tunnel_lightning.report.mistakes import sentence
 from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.report.static import parse_formats
-from tunnel_lightning.runs import read_manifest
-from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SUMMARY_FILE
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER
 
 DESCRIPTION = (
     "Measure every layer of a trained network: of a run that `fit` made (RUN), or of any other (--model with "
@@ -44,21 +43,14 @@ PROTOCOL_SETS = ("measures", "taps.pool", "taps.max_features")
 
 
 @dataclass
-class Request:
+class Request(Asked):
     """What is analysed, on which machine, and where the result goes.
 
     Attributes:
-        run: the run folder.
         ckpt: checkpoint of the run: best, last or a path; or all, for the last one and how it came about.
-        model: a network instead of a run: torchvision:NAME, timm:NAME, or module:attribute.
-        weights: a file of weights for --model.
-        pretrained: take the weights that torchvision or timm bring.
-        data: the in-distribution set; of a run, its own.
-        ood: sets to measure transfer on; of a run, those it watched; else Glyphs.
         device: auto, cpu, cuda or mps; what is measured on held features runs on the CPU.
         precision: of the forward passes: 32-true, bf16-mixed or 16-mixed; sums are in single and double precision.
         processes: how many share the work; the figures are the same.
-        out: folder of the analysis, in the place of RUN/analysis.
         figures: a folder for every figure as a file of its own.
         formats: of these files: png, svg, pdf, a list or with commas between.
 
@@ -66,31 +58,13 @@ class Request:
         ValueError: arguments that don't go together.
     """
 
-    run: str | None = None
-    ckpt: str = "last"
-    model: str | None = None
-    weights: str | None = None
-    pretrained: bool = False
-    data: LightningDataModule | None = None
-    ood: list[LightningDataModule] | None = None
-    device: str = "auto"
     precision: str = "32-true"
     processes: int = 1
-    out: str | None = None
     figures: str | None = None
     formats: str | Sequence[str] = ("png",)
 
     def __post_init__(self) -> None:
-        if (self.run is None) == (self.model is None):
-            raise ValueError(
-                "give either a run folder (analyze RUN) or a network (--model torchvision:resnet50 --data CIFAR10)"
-            )
-        if self.run is not None and (self.weights or self.pretrained):
-            raise ValueError("--weights and --pretrained go with --model: of a run choose with --ckpt")
-        if self.model is not None and self.ckpt != "last":
-            raise ValueError("--ckpt goes with a run: give the file of a --model's weights as --weights")
-        if self.model is not None and self.data is None:
-            raise ValueError(f"--model {self.model} needs the images it is shown: for example --data CIFAR10")
+        super().__post_init__()
         check_machine(self.device, self.precision)
         self.formats = parse_formats(self.formats)
         if self.processes < 1:
@@ -98,13 +72,7 @@ class Request:
 
     def subject(self) -> Subject:
         """The network, with its sets."""
-        if self.run is not None:
-            return load_run_subject(
-                self.run, "last" if self.ckpt == "all" else self.ckpt, self.ood, self.data
-            )
-        assert self.model is not None
-        assert self.data is not None
-        return load_network_subject(self.model, self.data, self.ood, self.weights, self.pretrained)
+        return Asked.subject(replace(self, ckpt="last") if self.ckpt == "all" else self)
 
     def fabric(self) -> Fabric:
         """The machine that is asked for.
@@ -130,7 +98,8 @@ def analyze(request: Request, options: Options) -> None:
     """
     start = time.perf_counter()
     if asked := request.out or request.run:
-        check_place(Path(asked) if request.out else Path(asked) / ANALYSIS_FOLDER)
+        place = Path(asked) if request.out else Path(asked) / ANALYSIS_FOLDER
+        check_place(place, WHAT, is_ours, ANALYSIS_FOLDER)
     fabric = request.fabric()
     fabric.launch()
     try:
@@ -150,21 +119,14 @@ def analyze(request: Request, options: Options) -> None:
 def measure(request: Request, options: Options, fabric: Fabric) -> Path:
     """Do what one process does, and return the folder of the analysis."""
     folder: Path | None = None
-    try:
-        with Bars(enabled=fabric.is_global_zero) as bars:
-            subject = request.subject()
-            own, others = subject.sets()
-            checkpoints = checkpoints_of(request.run) if request.run and request.ckpt == "all" else []
-            with Context(subject, own, others, options, fabric, bars) as context:
-                bars(f"analysing {subject.title} on {own.name}", 0, 0)
-                folder = Path(fabric.broadcast(str(place(request, subject))))
-                perform(context, folder, checkpoints)
-    except KeyboardInterrupt:
-        if folder is None or not any((folder / PARTS_FOLDER).glob("*.npz")):
-            raise
-        raise KeyboardInterrupt(
-            f"finished parts are kept in {folder / PARTS_FOLDER}, and the same command goes on with them"
-        ) from None
+    with resumable(lambda: folder), Bars(enabled=fabric.is_global_zero) as bars:
+        subject = request.subject()
+        own, others = subject.sets()
+        checkpoints = checkpoints_of(request.run) if request.run and request.ckpt == "all" else []
+        with Context(subject, own, others, options, fabric, bars) as context:
+            bars(f"analysing {subject.title} on {own.name}", 0, 0)
+            folder = Path(fabric.broadcast(str(request.place(subject, ANALYSIS_FOLDER))))
+            perform(context, folder, checkpoints)
     return folder
 
 
@@ -180,22 +142,6 @@ def show(profile: Profile, seconds: float, console: Console | None = None) -> No
     if notes.row_count:
         console.print()
         console.print(notes)
-
-
-def place(request: Request, subject: Subject) -> Path:
-    """The folder of the analysis: the one that is asked for, the run's, or of a network without a run one of its own.
-
-    That is ``runs/NETWORK/version_N/analysis``, the last one there where it was not finished, else the next.
-    """
-    if request.out:
-        return Path(request.out)
-    if subject.run is not None:
-        return subject.run / ANALYSIS_FOLDER
-    home = Path("runs", "".join(c if c.isalnum() or c in "-_." else "-" for c in subject.title))
-    taken = [int(number) for path in home.glob("version_*") if (number := path.name[8:]).isdecimal()]
-    last = max(taken, default=0)
-    finished = (home / f"version_{last}" / ANALYSIS_FOLDER / SUMMARY_FILE).exists()
-    return home / f"version_{last + finished}" / ANALYSIS_FOLDER
 
 
 def parser_of(defaults: Mapping[str, Any]) -> ArgumentParser:
@@ -218,9 +164,7 @@ def usual(run: str | None, protocol: str | None) -> dict[str, Any]:
     Raises:
         ValueError: no such protocol.
     """
-    watched = dict(read_manifest(run).get("taps", {})) if run else {}
-    watched.pop("hook_points", None)
-    found = {f"taps.{key}": value for key, value in watched.items()}
+    found = watched(run)
     if protocol is not None:
         chosen = with_protocol(Options(), protocol)
         found |= {name: chosen.settings()[name] for name in PROTOCOL_SETS} | {"sample": chosen.sample}

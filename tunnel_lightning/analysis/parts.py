@@ -6,13 +6,12 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from tunnel_lightning.analysis.over_time import (
     weight_changes,
     weights_of,
 )
+from tunnel_lightning.analysis.places import PARTS_FOLDER, alone, check_place
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Part, Store, fingerprint, images_key, tensors_key
 from tunnel_lightning.analysis.streamed import other_set, own_set
@@ -38,11 +38,11 @@ from tunnel_lightning.callbacks.places import all_places, flops_by_path, layer_i
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.build import REPORT_FILE
 from tunnel_lightning.runs import SimilarityMap, package_versions, write_analysis
-from tunnel_lightning.runs.analysis import SIMILARITY_FILE, SPECTRUM_FILE, SUMMARY_FILE
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER, SIMILARITY_FILE, SPECTRUM_FILE, SUMMARY_FILE
 from tunnel_lightning.runs.files import atomic
 from tunnel_lightning.runs.schema import LAYERS_FILE, MANIFEST_FILE, PROFILE_FILE
 
-PARTS_FOLDER = "parts"
+WHAT = "an analysis"
 FRESH_FOLDER = ".new"
 """Among the parts: where the files of an analysis are written before they take their places."""
 
@@ -103,9 +103,9 @@ def perform(context: Context, folder: Path, checkpoints: Sequence[Path] = ()) ->
         ValueError: the folder is a run's own or holds something else, or another analysis writes to it.
         OSError: it can't be written; a former analysis is still there then, as it was.
     """
-    check_place(folder)
+    check_place(folder, WHAT, is_ours, ANALYSIS_FOLDER)
     flops = flops_by_path(context.model, context.subject.network, context.example)
-    with alone(context, folder / PARTS_FOLDER):
+    with alone(folder, WHAT) if context.fabric.is_global_zero else nullcontext():
         store = Store(folder / PARTS_FOLDER)
         parts = [finish(context, store, task) for task in tasks_of(context)]
         if checkpoints:
@@ -115,25 +115,9 @@ def perform(context: Context, folder: Path, checkpoints: Sequence[Path] = ()) ->
         context.fabric.barrier("written")
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder with files of something else: an analysis would replace those of the same names.
-
-    What lies beside an analysis (a note, figures) stays, so it is no obstacle.
-
-    Raises:
-        ValueError: the folder is a run's own, or a file, or holds files and no analysis, finished or not.
-    """
-    if (folder / MANIFEST_FILE).exists():
-        raise ValueError(
-            f"{folder} is a run folder: choose another place for the analysis, as {folder / 'analysis'}"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give the analysis a folder of its own (--out)")
-    others = folder.is_dir() and any(path.name != PARTS_FOLDER for path in folder.iterdir())
-    if others and not (any((folder / PARTS_FOLDER).glob("*.npz")) or _is_summary(folder / SUMMARY_FILE)):
-        raise ValueError(
-            f"{folder} holds something else than an analysis: give the analysis a folder of its own (--out)"
-        )
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a finished analysis, of whatever version."""
+    return _is_summary(folder / SUMMARY_FILE)
 
 
 def _is_summary(path: Path) -> bool:
@@ -143,31 +127,6 @@ def _is_summary(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and {"schema", "run_id"} <= found.keys()
-
-
-@contextmanager
-def alone(context: Context, folder: Path) -> Iterator[None]:
-    """Let no other analysis write to a folder meanwhile; one that stays empty is not left behind."""
-    if not context.fabric.is_global_zero:
-        yield
-        return
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"another analysis is writing to {folder.parent}: wait for its end, or choose another --out"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-        with suppress(OSError):
-            for place in made:
-                place.rmdir()
 
 
 def finish(context: Context, store: Store, task: Task) -> Part:

@@ -17,11 +17,13 @@ from torch import nn
 from tunnel_lightning.analysis.base import add_transfer
 from tunnel_lightning.analysis.context import Context, Progress
 from tunnel_lightning.analysis.options import Options
-from tunnel_lightning.analysis.parts import check_place, perform
+from tunnel_lightning.analysis.parts import WHAT, is_ours, perform
+from tunnel_lightning.analysis.places import check_place
 from tunnel_lightning.analysis.sets import ImageSet, distinct
 from tunnel_lightning.analysis.subject import subject_of
 from tunnel_lightning.report import depth_profile, write_report
 from tunnel_lightning.runs import Analysis, Row, Tunnel, load_analysis
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +123,7 @@ def analyze(
     """
     check_sets(ood)
     if out is not None:
-        check_place(Path(out))
+        check_place(Path(out), WHAT, is_ours, ANALYSIS_FOLDER)
     own = ImageSet.from_loaders(dataset, train, test, num_classes)
     subject = subject_of(model, name, own)
     if isinstance(ood, Mapping):

@@ -43,10 +43,12 @@ def sections_of(home: str | Path) -> list[Section]:
         return []
     found = load_trimming(home)
     said = headline(found)
-    text = " ".join(filter(None, (said[0].upper() + said[1:] + ".", certificate(found), tuned(found))))
+    text = " ".join(
+        filter(None, (said[0].upper() + said[1:] + ".", certificate(found), tuned(found), _about(found)))
+    )
     costs = against_cost(found)
     items: list[Item] = [*costs[:1], *over_depth(found), *costs[1:], *latency(found), *exit_items(found.path)]
-    items += [*cuts(found), *_about(found)]
+    items += cuts(found)
     return [Section("trim", "Cutting the tunnel away", items, text)]
 
 
@@ -277,12 +279,14 @@ def cuts(found: Trimming) -> list[Table]:
     return [Table("trim_cuts", "Every cut", heads, lines, note)]
 
 
-def _about(found: Trimming) -> list[Table]:
-    """What is written, and what a reader must know."""
-    lines = [[name, str(what)] for name, what in (found.summary.get("files") or {}).items()]
-    tables = [Table("trim_files", "What is written", ["file", "what it is"], lines)] if lines else []
-    notes = [[str(note)] for note in found.summary.get("notes") or []]
-    return [*tables, *([Table("trim_notes", "Notes", ["note"], notes)] if notes else [])]
+def _about(found: Trimming) -> str:
+    """What is written."""
+    files = found.summary.get("files") or {}
+    there = [name for name in ("checkpoints/last.ckpt", "weights.pt", "cut.pt2", "cut.onnx") if name in files]
+    if not there:
+        return ""
+    card = "; MODEL_CARD.md says how to load them" if "MODEL_CARD.md" in files else ""
+    return f"Written into {found.path.name}/: {', '.join(there)}{card}."
 
 
 def print_trimming(found: Trimming, console: Console | None = None) -> None:

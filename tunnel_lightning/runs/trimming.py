@@ -1,13 +1,12 @@
 """Writing and reading what ``trim`` found, ``RUN/trim/``: the one place that knows the format of its tables.
 
-``summary.json`` says which cut was taken and what it keeps; ``curve.csv`` has a line for every cut, one for the raw
+``trim.json`` says which cut was taken and what it keeps; ``curve.csv`` has a line for every cut, one for the raw
 pixels (index 0) and one for the whole network (the last). The written network lies beside them.
 """
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tunnel_lightning.runs.analysis import SUMMARY_FILE, plain
 from tunnel_lightning.runs.files import atomic
 from tunnel_lightning.runs.schema import INPUT, NETWORK, RunError
+from tunnel_lightning.runs.summaries import read_summary
 
 TRIM_FOLDER = "trim"
 TRIM_SCHEMA = 1
+KIND = "trim"
+SUMMARY_FILE = "trim.json"
 CURVE_FILE = "curve.csv"
 
 TEXTS = ("layer", "kind", "head")
@@ -43,7 +44,7 @@ class Trimming:
         path: its folder.
         curve: columns of ``curve.csv``: lists of texts, and arrays of shape [L + 2], the raw pixels first and the
             whole network last.
-        summary: what ``summary.json`` holds.
+        summary: what ``trim.json`` holds.
     """
 
     path: Path
@@ -98,15 +99,6 @@ def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float | np.floating) and not math.isfinite(value))
 
 
-def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
-    """Write ``summary.json``; what is not finite becomes null, and the schema version is added."""
-    with atomic(folder / SUMMARY_FILE) as file:
-        json.dump(
-            plain({"schema": TRIM_SCHEMA, "command": TRIM_FOLDER, **summary}), file, indent=1, allow_nan=False
-        )
-        file.write("\n")
-
-
 def trim_folder(place: str | Path) -> Path | None:
     """The finished trim a folder is or holds; None where there is none.
 
@@ -136,12 +128,15 @@ def load_trimming(place: str | Path) -> Trimming:
         ...     load_trimming(tempfile.mkdtemp())
         ... except RunError as error:
         ...     print(str(error).partition("has ")[2])
-        no finished trim (no trim/summary.json): make one with trim.
+        no finished trim (no trim/trim.json): make one with trim.
     """
     folder = trim_folder(place)
     if folder is None:
         raise RunError(f"{place} has no finished trim (no {TRIM_FOLDER}/{SUMMARY_FILE}): make one with trim.")
-    summary = _summary(folder / SUMMARY_FILE)
+    summary = read_summary(folder / SUMMARY_FILE, KIND, TRIM_SCHEMA, "trim")
+    for key in ("whole", "choice"):
+        if not isinstance(summary.get(key), dict | None):
+            raise RunError(f"{folder / SUMMARY_FILE} is damaged, its {key!r} is no object: {_AGAIN}.")
     curve = read_curve(folder)
     chosen = (summary.get("choice") or {}).get("layer")
     if chosen is not None and chosen not in curve["layer"]:
@@ -149,24 +144,6 @@ def load_trimming(place: str | Path) -> Trimming:
             f"{folder / SUMMARY_FILE} names the cut {chosen!r}, which {CURVE_FILE} beside it does not have: {_AGAIN}."
         )
     return Trimming(folder, curve, summary)
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise RunError(f"{path} is not valid JSON ({error}): {_AGAIN}.") from None
-    if not isinstance(found, dict) or found.get("command") != TRIM_FOLDER:
-        raise RunError(f"{path} is not the summary of a trim: {_AGAIN}.")
-    if found.get("schema") != TRIM_SCHEMA:
-        raise RunError(
-            f"{path} has schema {found.get('schema')}, this tunnel_lightning reads schema {TRIM_SCHEMA}: open it "
-            f"with the version that wrote it, or {_AGAIN}."
-        )
-    for key in ("whole", "choice"):
-        if not isinstance(found.get(key), dict | None):
-            raise RunError(f"{path} is damaged, its {key!r} is no object: {_AGAIN}.")
-    return found
 
 
 def read_curve(folder: Path) -> Columns:

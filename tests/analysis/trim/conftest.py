@@ -30,7 +30,7 @@ def trimming():
             out=str(out),
         )
         command.trim(asked, Options(**{"latency": False, "probe": "ridge", **options}))
-        return json.loads((Path(out) / "summary.json").read_text())
+        return json.loads((Path(out) / "trim.json").read_text())
 
     return run
 

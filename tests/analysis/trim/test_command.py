@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ import toys_trim
 from tunnel_lightning import Classifier
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.analysis.asked import Asked
+from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.trim import command, curve, taken
 from tunnel_lightning.analysis.trim.command import trim
 from tunnel_lightning.analysis.trim.options import Options
+from tunnel_lightning.analysis.trim.tune import Recipe, tune
 from tunnel_lightning.runs.trimming import load_trimming
+from tunnel_lightning.surgery import cut
 
 TURNED = toys_trim.Signs(turned=True)
 NETWORK_FILES = {"checkpoints", "cut.pt2", "cut.onnx", "manifest.json", "MODEL_CARD.md"}
@@ -38,7 +42,7 @@ def test_the_written_network_is_the_cut_of_the_curve(trimmed):
     assert kept["low"] < kept["value"] < kept["high"]
     exported = torch.export.load(trimmed / "cut.pt2").module()
     assert np.array_equal(right(exported), answers)
-    assert {path.name for path in trimmed.iterdir()} == NETWORK_FILES | {"curve.csv", "summary.json", "parts"}
+    assert {path.name for path in trimmed.iterdir()} == NETWORK_FILES | {"curve.csv", "trim.json", "parts"}
     card = (trimmed / "MODEL_CARD.md").read_text()
     assert f"{100 * kept['value']:.1f} % of the accuracy" in card
     assert f"{100 * answers.mean():.1f} %" in card
@@ -62,7 +66,7 @@ def test_by_the_command_line(tmp_path, capsys, light, monkeypatch):
         "--ood+=toys_trim.Signs",
         "--ood.turned=true",
     ]
-    asked += ["--device=cpu", "--latency=false", f"--out={tmp_path / 'trim'}"]
+    asked += ["--device=cpu", "--latency=false", "--probe=ridge", f"--out={tmp_path / 'trim'}"]
     assert main(["trim", *asked, "--keep=0.9"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "cut behind layer 3 of 4 (layers.2.linear): 95" in said
@@ -130,13 +134,13 @@ def _subject(network):
 )
 def test_a_network_without_a_tunnel_is_not_cut(tmp_path, trimming, capsys, model, options, why):
     out = tmp_path / "trim"
-    for name in ("cut.onnx", "checkpoints/last.ckpt", "curve.csv"):  # of a former trim
+    for name in ("cut.onnx", "checkpoints/last.ckpt", "curve.csv", "trim.json"):  # of a former trim
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("old")
     summary = trimming(out, model, **options)
     assert summary["choice"]["line"] is None
     assert re.search(why, summary["choice"]["why"])
-    assert {path.name for path in out.iterdir()} == {"curve.csv", "summary.json", "parts"}
+    assert {path.name for path in out.iterdir()} == {"curve.csv", "trim.json", "parts"}
     command.show(out, 0)
     assert "no tunnel to cut: " in capsys.readouterr().out
 
@@ -156,7 +160,7 @@ def test_interrupted_it_goes_on_where_it_stopped(tmp_path, light, trimming, monk
     monkeypatch.setattr(curve, "heads_of", counted)
     with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
         trimming(out, ood=[TURNED], keep=0.9)
-    assert not (out / "summary.json").exists()
+    assert not (out / "trim.json").exists()
     trimming(out, ood=[TURNED], keep=0.9)
     assert heads == ["Signs", "interrupted", "Turned"]
     assert (out / "curve.csv").read_bytes() == (once / "curve.csv").read_bytes()
@@ -208,6 +212,31 @@ def test_tuned_weights_are_written_only_where_they_are_better(tmp_path, light, t
     assert spoilt["cut"]["accuracy"] == spoilt["tuned"]["accuracy_before"]
 
 
+def test_tuning_leaves_the_network_it_is_given_alone(tmp_path):
+    made = cut(
+        toys_trim.trained(),
+        "layers.1.linear",
+        torch.randn(4, 32),
+        torch.zeros(4),
+        torch.randn(9, *toys_trim.SHAPE),
+    )
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    recipe = Recipe(partial(torch.optim.SGD, lr=0.05), "SGD", 0.05)
+    state = tune(made, ImageSet.of(toys_trim.Signs()), recipe, 1, tmp_path / "tune", torch.device("cpu"))
+    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
+    assert state.keys() == before.keys()
+    assert not torch.equal(state["head.weight"], before["head.weight"])
+    assert {path.name for path in (tmp_path / "tune").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+
+def test_the_share_is_of_the_networks_own_accuracy(tmp_path, light, trimming, trimmed):
+    found = load_trimming(trimmed)
+    value, whole = found.at("val_accuracy", 3), found.at("val_accuracy", -1)
+    assert whole < 1
+    assert trimming(tmp_path / "trim", keep=0.999 * value / whole)["choice"]["line"] == 3
+    assert trimming(tmp_path / "trim", keep=min(1.0, 1.001 * value / whole))["choice"]["line"] != 3
+
+
 def test_a_network_that_depends_on_more_than_the_image_is_not_cut(tmp_path, light, trimming, monkeypatch):
     real = taken.network_at
 
@@ -219,13 +248,13 @@ def test_a_network_that_depends_on_more_than_the_image_is_not_cut(tmp_path, ligh
     monkeypatch.setattr(taken, "network_at", spoilt)
     with pytest.raises(ValueError, match="otherwise than a head on that layer's features"):
         trimming(tmp_path / "trim", layer="3")
-    assert not (tmp_path / "trim" / "summary.json").exists()
+    assert not (tmp_path / "trim" / "trim.json").exists()
 
 
 def test_of_a_run_it_is_written_beside_the_analysis(run, light):
     folder = trim(Asked(run=str(run), device="cpu", ood=[TURNED_DIGITS()]), Options(layer="2", latency=False))
     assert folder == run / "trim"
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "trim.json").read_text())
     assert (summary["run_id"], summary["checkpoint"]) == ("tiny/version_0", "checkpoints/last.ckpt")
     assert summary["whole"]["reference"] == "network"
 

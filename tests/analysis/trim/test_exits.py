@@ -10,9 +10,9 @@ import torch
 import yaml
 
 from tunnel_lightning.__main__ import main
+from tunnel_lightning.analysis import streamed
 from tunnel_lightning.analysis.context import Context
 from tunnel_lightning.analysis.options import Options
-from tunnel_lightning.analysis.streamed import Plan, fit
 from tunnel_lightning.analysis.subject import load_run_subject
 from tunnel_lightning.analysis.trim.exits import fit_exits
 from tunnel_lightning.backbones.early import EarlyExit
@@ -23,6 +23,8 @@ from tunnel_lightning.runs import RunError
 from tunnel_lightning.runs.trimming_exits import load_exits
 from tunnel_lightning.taps import TapSpec
 
+KEEP = 1.0
+
 
 def made(run, layers="auto", spec=None, keep=0.95):
     subject = load_run_subject(run, "last", [], None)
@@ -30,7 +32,7 @@ def made(run, layers="auto", spec=None, keep=0.95):
     options = Options(taps=spec or TapSpec("activation"), measures=("ridge",))
     with Context(subject, own, [], options) as context:
         names = [tap.name for tap in context.taps.layers]
-        heads = fit(context, Plan(own, own.size("train")), names).ridge
+        heads = streamed.fit(context, streamed.Plan(own, own.size("train")), names).ridge
         before = {name: value.clone() for name, value in subject.model.state_dict().items()}
         summary = fit_exits(context, heads, run / "trim", layers, keep, latency=False)
         after = subject.model.state_dict()
@@ -39,10 +41,11 @@ def made(run, layers="auto", spec=None, keep=0.95):
 
 
 @pytest.fixture(scope="module")
-def exits(trained, tmp_path_factory):
-    run = tmp_path_factory.mktemp("exits") / "tiny" / "version_0"
-    shutil.copytree(trained, run)
-    summary, own = made(run, "layers.0.act,2")
+def exits(fit, tmp_path_factory):
+    """Of a network that knows more at its end than in its first layer, so that not all images leave at once."""
+    longer = ("--trainer.max_epochs=15", "--model.optimizer=Adam", "--model.optimizer.lr=0.01")
+    run = fit(tmp_path_factory.mktemp("exits"), *longer, "--keep_every=0")
+    summary, own = made(run, "layers.0.act,2", keep=KEEP)
     return run, summary, own
 
 
@@ -66,7 +69,7 @@ def test_the_checkpoint_answers_as_was_measured(exits):
     assert [float((taken == k).double().mean()) for k in range(3)] == pytest.approx(summary["leaving"])
     cost = torch.tensor(summary["costs"], dtype=torch.float64)[taken].mean()
     assert float(cost) == pytest.approx(summary["chosen"]["flops"])
-    assert sum(summary["leaving"][:2]) > 0  # or this shows nothing
+    assert sum(share > 0 for share in summary["leaving"]) > 1  # or this shows nothing
     assert summary["chosen"]["flops"] < summary["costs"][-1]
 
 
@@ -75,7 +78,7 @@ def test_the_threshold_is_the_cheapest_that_keeps_the_accuracy(exits):
     curve = load_exits(run).curve
     here = (curve["threshold"] == summary["threshold"]) & (curve["ends"] == summary["ends"])
     line = int(np.flatnonzero(here)[0])
-    enough = curve["val_accuracy"] >= 0.95 * summary["whole"]["val_accuracy"] - 1e-9
+    enough = curve["val_accuracy"] >= KEEP * summary["whole"]["val_accuracy"] - 1e-9
     assert enough[line]
     assert curve["val_flops"][line] == curve["val_flops"][enough].min()
     assert summary["chosen"]["val_accuracy"] == curve["val_accuracy"][line]
@@ -115,8 +118,9 @@ def test_the_page_shows_curve_and_exits(exits):
     lines = {line.label: line for line in against.lines}
     taken = lines["the threshold taken"]
     assert (taken.x[0], taken.y[0]) == (summary["chosen"]["flops_share"], 100 * summary["chosen"]["accuracy"])
-    assert (np.diff(lines["early exits"].x) >= 0).all()
-    assert len(lines["early exits, cut away behind the last"].x) == len(lines["early exits"].x)
+    curve, whole = load_exits(run).curve, summary["whole"]["flops"]
+    for ends, label in enumerate(("early exits", "early exits, cut away behind the last")):
+        assert lines[label].x.tolist() == sorted(curve["flops"][curve["ends"] == ends] / whole)
     assert leaving.lines[0].y.sum() == pytest.approx(100)
     assert [row[0] for row in table.rows] == [*summary["layers"], "the whole network"]
     assert "of the FLOPs on average" in exits_words(load_exits(run))

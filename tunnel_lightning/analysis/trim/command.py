@@ -7,7 +7,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.text import Text
 from tunnel_lightning.analysis.asked import Asked, parse
 from tunnel_lightning.analysis.base import Subject
 from tunnel_lightning.analysis.context import Context
-from tunnel_lightning.analysis.parts import PARTS_FOLDER, alone
+from tunnel_lightning.analysis.places import PARTS_FOLDER, alone, check_place, resumable
 from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Store
 from tunnel_lightning.analysis.trim.choose import Choice, choose_for, choose_keeping, place_of
@@ -30,21 +30,22 @@ from tunnel_lightning.analysis.trim.options import Options
 from tunnel_lightning.analysis.trim.taken import summarise, take
 from tunnel_lightning.analysis.trim.written import write_taken
 from tunnel_lightning.report import write_report
-from tunnel_lightning.report.build import REPORT_FILE
 from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.report.trimming import print_trimming
-from tunnel_lightning.runs import NETWORK, RunError
-from tunnel_lightning.runs.analysis import SUMMARY_FILE
-from tunnel_lightning.runs.schema import MANIFEST_FILE
+from tunnel_lightning.runs import NETWORK
+from tunnel_lightning.runs.summaries import write_summary
 from tunnel_lightning.runs.trimming import (
     CURVE_FILE,
+    KIND,
+    SUMMARY_FILE,
     TRIM_FOLDER,
+    TRIM_SCHEMA,
     Columns,
     Trimming,
     load_trimming,
     read_curve,
+    trim_folder,
     write_curve,
-    write_summary,
 )
 from tunnel_lightning.runs.trimming_exits import EXITS_FOLDER
 
@@ -54,6 +55,7 @@ DESCRIPTION = (
     "one that keeps the asked share of the accuracy (--keep), or the best for another set (--for), says what it "
     "keeps on test images, and writes the cut network into RUN/trim. Started again after an interruption it goes on."
 )
+WHAT = "a trim"
 FRESH = ".new"
 """Among the parts: where files are written before they take their places."""
 
@@ -80,11 +82,8 @@ def show(folder: Path, seconds: float, console: Console | None = None) -> None:
     """Print what was found, and where the page is."""
     console = console or Console()
     print_trimming(load_trimming(folder), console)
-    for home in (folder.parent, folder):
-        for page in (home / REPORT_FILE, home / "analysis" / REPORT_FILE):
-            if page.is_file() and page.stat().st_mtime >= (folder / SUMMARY_FILE).stat().st_mtime:
-                console.print(Text(f"report       {page}"), soft_wrap=True)
-                break
+    page = write_report(folder.parent if folder.name == TRIM_FOLDER else folder)
+    console.print(Text(f"report       {page}"), soft_wrap=True)
     console.print(Text(f"time         {seconds // 60:.0f} min {seconds % 60:.0f} s"))
 
 
@@ -105,30 +104,20 @@ def trim(asked: Asked, options: Options) -> Path:
         KeyboardInterrupt: with what to do to go on.
     """
     if asked.out or asked.run:
-        check_place(Path(asked.out) if asked.out else Path(str(asked.run)) / TRIM_FOLDER)
+        check_place(Path(asked.out or Path(str(asked.run)) / TRIM_FOLDER), WHAT, is_ours, TRIM_FOLDER)
     folder: Path | None = None
-    try:
-        with Bars() as bars:
-            subject = asked.subject()
-            own, others = sets_of(subject)
-            options = named_set(options, own, others)
-            folder = asked.place(subject, TRIM_FOLDER)
-            check_place(folder)
-            with Context(subject, own, others, options.measured, asked.fabric(), bars) as context:
-                layers = [tap.name for tap in context.taps.layers]
-                by_hand = None if options.layer is None else place_of(options.layer, layers)
-                bars(f"trimming {subject.title} on {own.name}", 0, 0)
-                with alone(context, folder / PARTS_FOLDER):
-                    _work(context, asked, folder, options, by_hand)
-    except KeyboardInterrupt:
-        if folder is None or not any((folder / PARTS_FOLDER).glob("*.npz")):
-            raise
-        raise KeyboardInterrupt(
-            f"finished parts are kept in {folder / PARTS_FOLDER}, and the same command goes on with them"
-        ) from None
-    home = folder.parent if folder.name == TRIM_FOLDER else folder
-    with suppress(RunError):  # a folder that holds nothing but this
-        write_report(home)
+    with resumable(lambda: folder), Bars() as bars:
+        subject = asked.subject()
+        own, others = sets_of(subject)
+        options = named_set(options, own, others)
+        folder = asked.place(subject, TRIM_FOLDER)
+        check_place(folder, WHAT, is_ours, TRIM_FOLDER)
+        with Context(subject, own, others, options.measured, asked.fabric(), bars) as context:
+            layers = [tap.name for tap in context.taps.layers]
+            by_hand = None if options.layer is None else place_of(options.layer, layers)
+            bars(f"trimming {subject.title} on {own.name}", 0, 0)
+            with alone(folder, WHAT):
+                _work(context, asked, folder, options, by_hand)
     return folder
 
 
@@ -149,7 +138,7 @@ def _work(context: Context, asked: Asked, folder: Path, options: Options, by_han
             summary["notes"] += notes
         if options.exits is not None:
             fit_exits(context, found.own.heads, beside, options.exits, options.share, options.latency)
-        write_summary(beside, summary)
+        write_summary(beside / SUMMARY_FILE, KIND, TRIM_SCHEMA, summary)
         take_places(beside, folder)
 
 
@@ -213,23 +202,9 @@ def named_set(options: Options, own: ImageSet, others: Sequence[ImageSet]) -> Op
     )
 
 
-def check_place(folder: Path) -> None:
-    """Refuse a folder with files of something else.
-
-    Raises:
-        ValueError: the folder is a run's own, or a file, or holds files and no trim, finished or not.
-    """
-    if (folder / MANIFEST_FILE).exists() and not (folder / CURVE_FILE).exists():
-        raise ValueError(
-            f"{folder} is a run folder: choose another place for the cut network, as {folder / TRIM_FOLDER}"
-        )
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give the cut network a folder of its own (--out)")
-    others = folder.is_dir() and any(path.name != PARTS_FOLDER for path in folder.iterdir())
-    if others and not (folder / CURVE_FILE).exists() and not any((folder / PARTS_FOLDER).glob("heads-*.npz")):
-        raise ValueError(
-            f"{folder} holds something else than a trim: give the cut network a folder of its own (--out)"
-        )
+def is_ours(folder: Path) -> bool:
+    """Whether a folder holds a finished trim."""
+    return trim_folder(folder) == folder
 
 
 @contextmanager
