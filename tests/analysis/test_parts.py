@@ -296,7 +296,7 @@ def test_a_folder_of_something_else_is_refused(net, tmp_path, there):
 
 def test_a_file_is_no_place(net, tmp_path):
     (tmp_path / "a").write_text("mine")
-    with pytest.raises(ValueError, match="a is a file: give it a folder of its own"):
+    with pytest.raises(ValueError, match="a is a file: give the analysis a folder of its own"):
         run(net, tmp_path / "a")
     assert (tmp_path / "a").read_text() == "mine"
 
