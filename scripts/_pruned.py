@@ -7,6 +7,8 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
 
 import torch
 from lightning.pytorch import Trainer
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from tunnel_lightning.analysis.sets import ImageSet
+from tunnel_lightning.analysis.trim.heads import temperature
 from tunnel_lightning.backbones import MLP, Backbone, ResNet
 from tunnel_lightning.measures import LinearHead
 from tunnel_lightning.measures.functional import linear_cka
@@ -109,26 +112,37 @@ def refitted(network: Backbone, head: LinearHead) -> Backbone:
     return made
 
 
+def scaled(network: Backbone, batches: Batches) -> Backbone:
+    """A copy whose scores are divided by the temperature that fits these images: a ridge head's are small."""
+    made = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        scores, target = torch.cat([made(x) for x, _ in batches]), torch.cat([y for _, y in batches])
+        by = temperature(scores, target)
+        made.head.weight /= by
+        made.head.bias /= by
+    return made
+
+
 def tuned(
-    network: Backbone,
+    starts: Sequence[Backbone],
     images: ImageSet,
     steps: int,
     lrs: Sequence[float],
     score: Callable[[nn.Module], float],
     precision: str,
 ) -> tuple[Backbone, float, float]:
-    """Train for so many steps at each learning rate, falling to 0 along half a cosine; the best on validation images.
+    """Train for so many steps from each start and at each learning rate, which falls to 0 along half a cosine.
 
     Returns:
-        The network, its learning rate and its validation accuracy.
+        The network that is best on validation images, its learning rate and its validation accuracy.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     found = []
-    for lr in lrs:
+    for network, lr in product(starts, lrs):
         torch.manual_seed(0)
         made = copy.deepcopy(network).train()
-        classifier = Classifier(made, lambda p, lr=lr: SGD(p, lr=lr, momentum=0.9), WarmupCosine)
+        classifier = Classifier(made, partial(SGD, lr=lr, momentum=0.9), WarmupCosine)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 max_steps=steps, accelerator="cpu", logger=False, precision=precision, default_root_dir=folder,  # type: ignore[arg-type]

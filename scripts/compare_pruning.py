@@ -4,8 +4,8 @@
     python scripts/compare_pruning.py runs/resnet/version_0 --out OUT
 
 Compared, all on the same images, each as it is, with a ridge head refitted on the same training images, and after the
-same few steps of training, from the better of the two heads and at the better of two learning rates (on validation
-images):
+same few steps of training (from two heads, its own and the ridge head over its temperature, at each of two learning
+rates; the best on validation images):
 
 - the network cut behind a layer, with a ridge head there;
 - Torch-Pruning's structured pruning by magnitude (Fang et al., CVPR 2023), at several ratios;
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _pruned import Batches, accuracy, by_cka, features_of, refitted, structured, tuned
+from _pruned import Batches, accuracy, by_cka, features_of, refitted, scaled, structured, tuned
 from torch import nn
 
 from tunnel_lightning.analysis.context import Context
@@ -93,16 +93,16 @@ def main() -> None:
             "parameters": parameters,
         }
         row["accuracy"] = accuracy(made, read["test"])
-        start_from = made
+        starts = [made] if refit else [made, scaled(made, read["val"])]
         if refit:
             head = ridge(*features_of(made, read["train"]), own.num_classes)
             other = refitted(made, head)
             row["refitted"] = accuracy(other, read["test"])
-            start_from = max(made, other, key=lambda each: accuracy(each, read["val"]))
+            starts.append(scaled(other, read["val"]))
         row["transfer"] = transfer(made) if ood else None
         if asked.steps:
             best, row["lr"], row["val_tuned"] = tuned(
-                start_from,
+                starts,
                 own,
                 asked.steps,
                 asked.lrs,

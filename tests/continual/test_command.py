@@ -15,6 +15,7 @@ from tunnel_lightning.__main__ import main
 from tunnel_lightning.continual import run as module
 from tunnel_lightning.continual.command import parse, settings_of
 from tunnel_lightning.runs import ProfileTable, read_layers, read_manifest, write_manifest
+from tunnel_lightning.runs.continual import load_continual
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "continual").glob("*.yaml"))
 SMALL = [
@@ -171,6 +172,13 @@ def test_exits_are_trained_and_measured(tmp_path):
         "threshold=0.9",
         "most confident",
     }
+    few = continual(
+        "--scenario.tasks", "2", "--exits.layers", "[layers.0.linear, layers.2.linear]",
+        "--taps.layers", "[layers.1.linear, layers.2.linear]", runs=tmp_path / "few",
+    )  # fmt: skip
+    number = {layer.name: layer.index for layer in read_layers(few)}
+    at = {row.layer: row.index for row in table(few) if row.measure == "exit_accuracy"}
+    assert at["layers.2.linear"] == number["layers.2.linear"]
     # Detached exits leave the network's weights as they were.
     one, other = (torch.load(each / "snapshots/task_2.pt", weights_only=True) for each in (folder, plain))
     assert all(torch.equal(one[f"backbone.{name}"], other[name]) for name in other)
@@ -217,6 +225,40 @@ def test_seeds_and_depths_make_members(tmp_path):
         (["--exits", "{weight: -1}"], "weight"),
         (["--exits", "{thresholds: [2.0]}"], "thresholds"),
         (["--model.optimizer", "torch.optim.LBFGS"], "LBFGS"),
+        (["--model.label_smoothing", "7"], "model.label_smoothing is 7"),
+        (
+            ["--strategy", "{class_path: Replay, init_args: {mem_size: -3}}"],
+            "Replay: mem_size is -3; give a whole",
+        ),
+        (
+            ["--strategy", "{class_path: Replay, init_args: {mem_size: x}}"],
+            "Replay: mem_size is 'x'; give a whole",
+        ),
+        (
+            ["--strategy", "{class_path: EWC, init_args: {ewc_lambda: x}}"],
+            "EWC: ewc_lambda is 'x'; give a number",
+        ),
+        (
+            ["--plugins", "[{class_path: ReplayPlugin, init_args: {mem_size: 0}}]"],
+            "ReplayPlugin: mem_size is 0",
+        ),
+        (
+            ["--strategy", "NCMOracle"],
+            "put it under plugins; it needs a strategy that answers by class means",
+        ),
+        (["--strategy", "CoPEPlugin"], "take strategy CoPE"),
+        (["--trainer", "{limit_train_batches: 0}"], "limit_train_batches is 0; give how many batches"),
+        (["--trainer", "{limit_train_batches: 1.5}"], "limit_train_batches is 1.5"),
+        (["--trainer", "{gradient_clip_val: -1}"], "gradient_clip_val is -1; give a number above 0"),
+        (["--trainer", "{log_every_n_steps: x}"], "log_every_n_steps is x"),
+        (["--exits.layers", "nope"], "exits.layers: "),
+        (["--exits", "{}", "--strategy", "FeatureReplay"], "FeatureReplay takes the network apart"),
+        (["--exits", "{}", "--strategy", "CWRStar"], "exits"),
+        (["--exits.layers", "[]"], "exits.layers"),
+        (
+            ["--exits.layers", "head", "--scenario.kind", "task_incremental"],
+            "exits.layers: head names the classifier",
+        ),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_nothing(tmp_path, capsys, arguments, said):
@@ -302,6 +344,42 @@ def test_a_folder_that_is_no_run_and_a_broken_state_are_refused(tmp_path, capsys
     folder = continual("--scenario.tasks", "2", runs=tmp_path)
     section = read_manifest(folder)["continual"]
     write_manifest(folder, continual={**section, "finished": False})
-    (folder / "state.pt").write_bytes(b"nothing")
+    for broken in (b"nothing", b"abc", b""):
+        (folder / "state.pt").write_bytes(broken)
+        assert main(["continual", "--resume", str(folder)]) == 2
+        assert "state.pt is damaged" in capsys.readouterr().err
+    torch.save({"done": 1}, folder / "state.pt")
     assert main(["continual", "--resume", str(folder)]) == 2
-    assert "state.pt" in capsys.readouterr().err
+    assert "state.pt is no state" in capsys.readouterr().err
+
+
+def test_a_lost_snapshot_is_said_where_networks_are_put_together(tmp_path, capsys):
+    folder = continual("--scenario.tasks", "2", runs=tmp_path)
+    section = read_manifest(folder)["continual"]
+    snapshot = folder / "snapshots" / "task_1.pt"
+    for loss, said in ((snapshot.unlink, "is missing"), (lambda: snapshot.write_bytes(b"abc"), "is damaged")):
+        write_manifest(folder, continual={**section, "finished": False})
+        loss()
+        assert main(["continual", "--resume", str(folder)]) == 2
+        assert f"task_1.pt {said}" in capsys.readouterr().err
+        assert not read_manifest(folder)["continual"]["finished"]
+
+
+@pytest.mark.parametrize(("benchmark", "single"), [("split", True), ("heads", False), ("shifted", False)])
+def test_a_classic_stream_with_one_head_is_shown_within_its_tasks(tmp_path, capsys, benchmark, single):
+    arguments = ["--data", "null", "--classic", f"continual.classics.{benchmark}", "--sweeps.swap", "false"]
+    small = [
+        each for pair in zip(SMALL[::2], SMALL[1::2], strict=True) if "data" not in pair[0] for each in pair
+    ]
+    code = main(["continual", *small, *arguments, "--sweeps.rewind", "false", "--runs", str(tmp_path)])
+    assert code == 0
+    folder = tmp_path / "continual" / "version_0"
+    assert load_continual(folder).single_head is single
+    assert ("within" in capsys.readouterr().out) is single
+
+
+def test_a_scenario_offers_only_kinds_it_takes(capsys):
+    assert main(["continual", *SMALL, "--scenario.kind", "foo"]) == 2
+    said = capsys.readouterr().err
+    assert "class_incremental" in said
+    assert "classic" not in said

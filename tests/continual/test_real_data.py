@@ -27,8 +27,6 @@ def test_extractors_and_tunnels_of_two_halves_of_cifar10(tmp_path):
                 str(CONFIG),
                 "--runs",
                 str(tmp_path),
-                "--plugins",
-                "[]",
                 "--epochs",
                 "4",
             ),

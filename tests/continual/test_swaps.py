@@ -1,6 +1,8 @@
 import dataclasses
 import doctest
+import math
 import random
+import warnings
 
 import numpy as np
 import pytest
@@ -318,3 +320,23 @@ def test_backbones_with_their_own_head_are_their_own_view():
     found = table(swap_sweep(two))
     assert len(found) == 16
     assert found["task 1", "E2T2", 1] == found["task 1", "E1T1", 1]  # they differ by the head alone
+
+
+def test_networks_of_nan_have_no_accuracy(small):
+    sick = {key: torch.full_like(value, math.nan) for key, value in small.second.items()}
+    two = dataclasses.replace(small, second=sick)
+    with pytest.warns(UserWarning, match="put together of two on task 1, task 2 are NaN"):
+        swapped = swap_sweep(two)
+    for row in swapped:
+        whole = row.variant == "E1T1" or (row.variant == "E1T2" and row.index == len(two.parts))
+        assert math.isnan(row.value) == (row.dataset == "task 2" or not whole), row
+    with pytest.warns(UserWarning, match="layers put back on task 1 are NaN"):
+        rewound = rewind_sweep(two, swapped)
+    assert [row.variant == "1..k" and row.index == len(two.parts) for row in rewound] == [
+        not math.isnan(row.value) for row in rewound
+    ]
+    with pytest.warns(UserWarning, match="layers frozen on task 1, task 2 are NaN"):
+        assert all(math.isnan(row.value) for row in freeze_sweep(two, lambda cut: sick, [1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        swap_sweep(small, [1])

@@ -15,9 +15,7 @@ from tunnel_lightning.__main__ import main
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.charts import Chart, Map, Table
 from tunnel_lightning.report.continual_maps import behind
-from tunnel_lightning.report.continual_page import name, page_of_continual
-from tunnel_lightning.report.continual_tunnel import starts, verdict
-from tunnel_lightning.report.continual_words import headline
+from tunnel_lightning.report.continual_page import page_of_continual
 from tunnel_lightning.report.interactive import figure
 from tunnel_lightning.report.static import figure as drawn
 from tunnel_lightning.runs import ProfileTable, RunError
@@ -54,135 +52,6 @@ def items(run, kind=object):
 
 def lines(chart):
     return {line.label: line for line in chart.lines}
-
-
-# Words --------------------------------------------------------------------------------------------------------
-
-
-def test_the_headline_says_which_layers_forget_and_which_transfer(naive):
-    assert headline(naive) == (
-        "Deep layers forget most: probes fitted when a task was learnt lose 7.4 points at layer 1, 50.7 at layer 7, "
-        "refitted ones at most 1.7 points. For tasks to come layer 1 is better, layers 5 to 8 are worse than "
-        "untrained"
-    )
-    still = changed(naive, lambda r: r._replace(value=0.98) if r.variant in ("fixed", "refit_task") else r)
-    assert headline(still) == (
-        "No layer forgets: probes fitted when a task was learnt lose at most 0.0 points. For tasks to come no layer "
-        "is clearly better or worse than untrained"
-    )
-    top = changed(naive, lambda r: r._replace(index=9 - r.index) if r.variant == "fixed" else r)
-    assert headline(top).startswith("Deep layers"), "layers go by their names"
-    flat = sequences.sequence_rows("Replay", shift=0.2)
-    flat = [
-        r._replace(value=0.98 - 0.2 * (r.experience >= int(r.dataset[5:]))) if r.variant == "fixed" else r
-        for r in flat
-    ]
-    found = ContinualRun(naive.path, flat, naive.manifest)
-    assert headline(found).startswith(
-        "All layers forget alike: probes fitted when a task was learnt lose 20.0 to 20.0"
-    )
-
-
-def test_swaps_say_whether_extractor_or_tunnel_forgets(two):
-    found = verdict(two)
-    assert (found.cut, found.layers, found.rule, found.who) == (4, 8, "", "extractor")
-    assert found.extractor == pytest.approx((0.988 - 0.784) / (0.995 - 0.784))
-    assert found.tunnel == pytest.approx((0.837 - 0.784) / (0.995 - 0.784))
-    assert headline(two).startswith(
-        "The extractor forgets, not the tunnel: layers 1 to 4 as they were bring back 97 % of what task 1 lost, "
-        "layers 5 to 8 instead 25 %"
-    )
-
-
-def test_the_other_findings(two):
-    # what the extractor did at cut k the tunnel does at cut 9 - k
-    of = {
-        (r.variant, r.index): r.value
-        for r in two.rows
-        if r.measure == "swap_accuracy" and r.dataset == "task 1"
-    }
-    mirrored = changed(
-        two,
-        lambda r: (
-            r._replace(value=of["E1T2" if r.variant == "E2T1" else "E2T1", 9 - r.index])
-            if r.measure == "swap_accuracy" and r.variant in ("E1T2", "E2T1")
-            else r
-        ),
-    )
-    found = verdict(mirrored)
-    assert (found.cut, found.who) == (5, "tunnel")
-    said = "The tunnel forgets, not the extractor: layers 6 to 8 as they were bring back 97 % of what task 1 lost, "
-    assert headline(mirrored).startswith(f"{said}layers 1 to 5 instead 25 %")
-    assert page_of_continual(mirrored).numbers[-1].label.endswith("is back with layers 6 to 8 as they were")
-    half = changed(two, lambda r: r._replace(value=0.89) if r.variant in ("E1T2", "E2T1") else r)
-    assert (verdict(half).who, verdict(half).cut) == ("both", 4)
-    assert headline(half).startswith(
-        "Extractor and tunnel forget: layers 1 to 4 as they were bring back 50 %"
-    )
-    either = changed(two, lambda r: r._replace(value=0.99) if r.variant in ("E1T2", "E2T1") else r)
-    assert (verdict(either).who, verdict(either).cut) == ("either", 1)
-    assert headline(either).startswith(
-        "Extractor and tunnel forget only together: layer 1 as it was brings back 98 % of what task 1 lost, "
-        "and so do layers 2 to 8 instead."
-    )
-    late = changed(two, lambda r: r._replace(value=0.8) if r.variant == "E1T2" and r.index < 7 else r)
-    assert headline(late).startswith(
-        "Forgetting is spread over all layers: layers 1 to 7 as they were bring back all"
-    )
-    few = changed(two, lambda r: r._replace(n=25) if r.measure == "swap_accuracy" else r)
-    assert verdict(few).who == "both", "the shares may differ by chance"
-    assert verdict(changed(two, lambda r: r._replace(n=15) if r.measure == "swap_accuracy" else r)) is None
-    kept = changed(two, lambda r: r._replace(value=0.99) if r.measure == "swap_accuracy" else r)
-    assert verdict(kept) is None
-    assert headline(kept).startswith("Deep layers forget most")
-
-
-def test_the_cut_is_that_of_the_tunnel_where_a_rule_finds_it(two):
-    assert starts(two) == {"ood": 1}, "the raw set is separable: no extractor by the trained set's own rules"
-    probes = dict(zip(range(1, 9), [0.6, 0.7, 0.9, 0.93, 0.96, 0.98, 0.99, 0.99], strict=True))
-    hard = changed(
-        two,
-        lambda r: (
-            r._replace(value=probes[r.index])
-            if (r.variant, r.dataset, r.experience) == ("refit_task", "task 1", 0)
-            else r
-        ),
-    )
-    assert starts(hard) == {"id95": 4, "id98": 5, "ood": 1}
-    assert (verdict(hard).cut, verdict(hard).rule) == (4, "id95")
-    chart = items(hard)["swaps_1"]
-    assert [(mark.x, mark.label) for mark in chart.marks] == [(1, "OOD"), (4, "95 %"), (5, "98 %")]
-    card = page_of_continual(hard).numbers[-1]
-    assert card.value == "97 %"
-    assert card.detail == "with the others 25 %; the tunnel starts there by the 95 % rule"
-
-
-def test_gains_that_may_be_chance_are_not_said(naive):
-    few = changed(naive, lambda r: r._replace(n=20))
-    assert headline(few).endswith("For tasks to come no layer is clearly better or worse than untrained")
-
-
-def test_the_manifest_may_say_where_the_tunnel_starts(two):
-    manifest = {**two.manifest, "tunnel": {"after": "task 1", "cuts": {"ood": 3, "id95": 2}, "layers": 8}}
-    found = ContinualRun(two.path, two.rows, manifest)
-    assert starts(found) == {"id95": 2, "ood": 3}
-    assert (verdict(found).cut, verdict(found).rule) == (2, "id95")
-
-
-def test_the_key_figures(naive):
-    found = {number.label: (number.value, number.detail) for number in page_of_continual(naive).numbers}
-    assert found["average accuracy of 5 tasks"] == ("19.8 %", "among each task's own classes 95.0 %")
-    assert found["forgotten since learnt"][0] == "99.0 points"
-    assert "backward transfer -99.0 points" in found["forgotten since learnt"][1]
-    assert found["drift of layer 7, the most"][0] == "50.7 points"
-
-
-def test_names_are_short():
-    assert name("Naive") == "Naive"
-    assert name({"class_path": "a.b.Replay", "init_args": {"mem_size": 200, "storage": {"x": 1}}}) == (
-        "Replay (mem size 200)"
-    )
-    assert name(None) == ""
 
 
 # What is drawn ------------------------------------------------------------------------------------------------
@@ -251,6 +120,9 @@ def test_swaps_are_drawn_for_both_tasks(two):
         for variant, values in sequences.SWAPS[task].items():
             np.testing.assert_allclose(drawn_lines[variant].y, 100 * np.array(values))
     assert "95 % interval" in lines(charts["swaps_1"])["E1T2"].hover[3]
+    assert (
+        charts["frozen"].note == "The last task learnt again with layers 1 to k held as they were before it."
+    )
     assert lines(charts["swaps_1"])["E2 tuned"].width == 0, "marks alone"
     assert set(lines(charts["frozen"])) == {"on task 1", "on task 2"}
     table = items(two, Table)["swaps"]
@@ -274,6 +146,30 @@ def test_blocks_put_back_are_a_map_of_their_ends(two):
         assert found.title == "Accuracy on task 1, layers put back"
         assert found.value[2, 3] == pytest.approx(100 * sequences.rewound(3, 4))
     assert "rewinds" not in items(changed(two, lambda r: None if r.measure == "rewind_accuracy" else r))
+
+
+def test_of_steps_of_several_layers_no_block_is_said_to_be_the_smallest(two):
+    assert "The smallest" in items(two, Map)["rewinds"].note
+    odd = changed(
+        two, lambda r: r if r.measure != "rewind_accuracy" or r.variant[0] in "157" or r.index == 8 else None
+    )
+    odd = changed(odd, lambda r: None if r.measure == "rewind_accuracy" and r.variant[0] in "2468" else r)
+    note = items(odd, Map)["rewinds"].note
+    assert (
+        note
+        == "Blocks of the last network put back to what they were after the task (Ramasesh et al., 2021)."
+    )
+
+
+def test_two_exits_may_have_one_number(naive):
+    twice = [r._replace(layer="layers.2.act", value=0.5) for r in naive.rows
+             if r.index == 3 and r.measure in ("exit_accuracy", "exit_flops_share")]  # fmt: skip
+    found = items(ContinualRun(naive.path, [*naive.rows, *twice], naive.manifest))
+    old = lines(found["exits"])["tasks before the last"]
+    assert old.x.tolist() == [1, 2, 3, 3, 4, 5, 6, 7, 8]
+    assert old.y[[2, 3]].tolist() == pytest.approx([33.0, 50.0])
+    assert "exit at layer 3: layers.2.act" in old.hover[3]
+    assert len(lines(found["exit_costs"])["always the same exit"].x) == 9
 
 
 def test_forward_transfer(naive):

@@ -120,3 +120,20 @@ def test_maps_have_room_on_a_phone(session, pages):
     )
     assert len(shares) == 7
     assert min(shares) > 0.5
+
+
+def test_rows_have_names_on_a_phone(session, pages):
+    said = """return Object.fromEntries([...document.querySelectorAll('.plot.map')].map((map) => [map.ariaLabel,
+        [...map.querySelectorAll('.yaxislayer-above .ytick text')].map((t) => t.textContent)]))"""
+    show(session, pages["naive"], 390)
+    found = run(session, said)
+    assert found["Accuracy of each task"] == list("543210")
+    assert found["Probe of all classes"] == list("12345678")
+    show(session, pages["two"], 390)
+    assert run(session, said)["What of task 1 comes back"] == list("12345678")
+    show(session, pages["two"], 1100)
+    assert run(session, said)["Accuracy of each task"] == [
+        "after task 2",
+        "after task 1",
+        "before the first task",
+    ]

@@ -117,6 +117,27 @@ def test_the_end_says_it_in_words(naive):
     assert joined.endswith("are worse than untrained.")
 
 
+def test_names_of_layers_stay_different(naive, tmp_path):
+    names = {f"layers.{i}.linear" for i in range(8)}
+    for width in (40, 60, 80):
+        lines, _ = body(printed(naive, width), "Layers at the end")
+        assert len({line[1] for line in lines}) == len(names)
+    rows = [r._replace(layer=f"model.blocks.{r.index}.attention.output.linear") if r.layer in names else r
+            for r in naive.rows]  # fmt: skip
+    lines, _ = body(printed(ContinualRun(naive.path, rows, naive.manifest), 60), "Layers at the end")
+    assert len({line[1] for line in lines}) == len(names)
+
+
+def test_all_tasks_learnt_at_once_have_one_line_and_no_likeness(naive):
+    rows = [row for row in naive.rows if row.experience in (-1, 4)]
+    text = printed(ContinualRun(naive.path, rows, naive.manifest), 80)
+    lines, _ = body(text, "Accuracy (%)")
+    assert [" ".join(line[:2]) for line in lines[1:]] == ["task 5"]
+    assert lines[0][0] == "before"
+    assert "CKA" not in text
+    assert "No layer was measured" not in text
+
+
 def test_a_folder_is_read(naive, tmp_path):
     assert printed(naive.path, 80, print_continual) == printed(naive, 80)
     folder = sequences.group(tmp_path / "depths")

@@ -192,6 +192,17 @@ def test_sweeps(tmp_path):
     assert not run.single_head
 
 
+def test_whether_one_head_answers_for_all_is_taken_from_the_manifest(naive):
+    run = load_continual(naive)
+    for about, single in (
+        ({"kind": "classic", "single_head": True}, True),
+        ({"kind": "class_incremental", "single_head": False}, False),
+        ({"kind": "classic"}, False),
+        ({"kind": "class_incremental", "multi_head": True}, False),
+    ):
+        assert type(run)(run.path, run.rows, {"continual": about}).single_head is single
+
+
 def test_a_folder_of_another_kind_is_said(tmp_path):
     assert not is_continual(tmp_path)
     with pytest.raises(RunError, match="no run over a sequence of tasks"):
@@ -215,6 +226,7 @@ def test_a_group_is_read_by_depth_and_seed(group):
     assert {depth: [m.seed for m in each] for depth, each in found.depths.items()} == {
         4: [0, 1, 2], 6: [0, 1, 2], 8: [0, 1],
     }  # fmt: skip
+    assert found.id == "/".join(group.parts[-2:])
     assert found.notes == ["depth_8/seed_2 is left out: it has learnt 3 of 5 tasks."]
     mean, deviation = found.layer_tables(4)["drift"]
     np.testing.assert_allclose(mean, np.array(sequences.NAIVE["drift"][:4]) + 0.05)

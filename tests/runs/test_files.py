@@ -119,6 +119,7 @@ def test_machine_and_versions():
     versions = package_versions()
     assert versions["python"] == sys.version.split()[0].rstrip("+")
     assert set(versions) >= {"tunnel-lightning", "torch", "lightning", "torchvision", "torchmetrics", "numpy"}
+    assert versions["avalanche-lib"]  # what a continual run goes on bit for bit with
     import numpy
 
     assert versions["numpy"] == numpy.__version__

@@ -13,6 +13,7 @@ from torch import nn
 from tunnel_lightning.backbones import Backbone
 from tunnel_lightning.continual.models import TaskView, backbone_in
 from tunnel_lightning.continual.run import BEFORE_LAST, SNAPSHOTS, TaskSequence
+from tunnel_lightning.continual.strategies import turns
 from tunnel_lightning.continual.stream import Task
 from tunnel_lightning.continual.swaps import (
     TwoTasks,
@@ -22,7 +23,7 @@ from tunnel_lightning.continual.swaps import (
     swap_sweep,
 )
 from tunnel_lightning.continual.tuned_swaps import Tuning, tuned_sweep
-from tunnel_lightning.runs import Row, write_manifest
+from tunnel_lightning.runs import Row, RunError, write_manifest
 from tunnel_lightning.runs.tunnel import Tunnel, tunnels
 from tunnel_lightning.surgery import frozen, sections, snapshot
 
@@ -34,12 +35,15 @@ def sweeps(sequence: TaskSequence) -> list[Row]:
 
     Returns:
         Rows of ``swap_accuracy``, ``rewind_accuracy`` and ``freeze_accuracy``; none for a single task.
+
+    Raises:
+        RunError: a snapshot is missing.
     """
     wanted, tasks = sequence.settings.sweeps, sequence.stream.tasks
     if len(tasks) < 2 or not (wanted.swap or wanted.rewind or wanted.tune_epochs or wanted.freeze):
         return []
-    alone = all((sequence.folder / SNAPSHOTS / f"task_{at}.pt").exists() for at in (1, len(tasks)))
-    why = unswappable(sequence.strategy.model) if alone else "the tasks were not learnt one by one"
+    one_by_one = len(turns(sequence.strategy, sequence.stream)) == len(tasks)
+    why = unswappable(sequence.strategy.model) if one_by_one else "the tasks were not learnt one by one"
     if why:
         sequence.progress(f"no extractors and tunnels are swapped: {why}", 0, 0)
         return []
@@ -108,9 +112,23 @@ def two_tasks(sequence: TaskSequence) -> TwoTasks:
 
 
 def read_snapshot(folder: Path, task: Task) -> dict[str, Any]:
-    """The network's state right after a task."""
+    """The network's state right after a task.
+
+    Raises:
+        RunError: it is not there, or can't be read.
+    """
     path = folder / SNAPSHOTS / f"task_{task.index + 1}.pt"
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(
+            f"{path} is missing, the network as it was after {task.name}, which is compared with the last one: "
+            "restore it, or start the run again"
+        ) from None
+    except OSError:
+        raise
+    except Exception as error:  # whatever unpickling makes of other bytes
+        raise RunError(f"{path} is damaged: restore it, or start the run again") from error
     return state
 
 

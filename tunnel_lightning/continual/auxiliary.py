@@ -138,22 +138,58 @@ def _task_exits() -> Any:
     return TaskExits
 
 
+_APART = "takes the network apart"
+
+NO_EXITS = {
+    "FeatureReplay": _APART,
+    "CWRStar": "holds all but one layer from the second task on, exits too",
+    "CWRStarPlugin": "holds all but one layer from the second task on, exits too",
+    "CoPE": "answers by prototypes of what the last layer puts out, which exits have none of",
+    "CoPEPlugin": "answers by prototypes of what the last layer puts out, which exits have none of",
+}
+"""Strategies and plugins that take the last linear layer for the classifier, which is an exit's: by name, why not."""
+
+
+def refuse_exits(strategy: type) -> None:
+    """Refuse exits with a strategy that can't be made of a network with exits, or would take an exit for its head.
+
+    Args:
+        strategy: its class; those derived from one that is refused are too.
+
+    Raises:
+        ValueError: saying why.
+
+    Example:
+        >>> class CoPE: ...
+        >>> refuse_exits(CoPE)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ValueError: CoPE answers by prototypes of what the last layer puts out, ...
+    """
+    for each in strategy.__mro__:
+        if each.__name__ in NO_EXITS:
+            raise _refused(strategy.__name__, NO_EXITS[each.__name__])
+
+
 def check_exits(strategy: Any) -> None:
-    """Refuse exits with a strategy that would not train them.
+    """Refuse exits with a strategy that would not train them, or is not itself with them.
 
     Raises:
         ValueError: saying why.
     """
     name = type(strategy).__name__
-    why = ""
+    refuse_exits(type(strategy))
     if hasattr(strategy, "_inner_updates"):
-        why = "takes steps of its own that no other loss can be added to"
-    elif not isinstance(strategy.model, Exits):
-        why = "takes the network apart"
-    if why:
-        raise ValueError(
-            f"{name} {why}, so exits can't be trained with it: leave out exits, or take another strategy"
-        )
+        raise _refused(name, "takes steps of its own that no other loss can be added to")
+    if not isinstance(strategy.model, Exits):
+        raise _refused(name, _APART)
+    for plugin in strategy.plugins:
+        refuse_exits(type(plugin))
+
+
+def _refused(name: str, why: str) -> ValueError:
+    return ValueError(
+        f"{name} {why}, so exits can't be trained with it: leave out exits, or take another strategy"
+    )
 
 
 class ExitLoss:
@@ -230,7 +266,14 @@ class _Seen:
 
 
 def exit_rows(
-    model: Exits, stream: Stream, thresholds: Sequence[float], run_id: str, step: int, epoch: int, after: int
+    model: Exits,
+    stream: Stream,
+    thresholds: Sequence[float],
+    run_id: str,
+    step: int,
+    epoch: int,
+    after: int,
+    layers: Sequence[Tap] = (),
 ) -> list[Row]:
     """Accuracy and cost of every exit on every task the network can answer for, and of leaving early.
 
@@ -242,17 +285,24 @@ def exit_rows(
         step: of the rows.
         epoch: of the rows.
         after: the task learnt last, from 0; -1 before the first.
+        layers: the layers that are measured, by which exits are numbered; by default those of `TapSpec()`.
 
     Returns:
-        Of each exit's layer ``exit_accuracy/exit`` and ``exit_flops_share/exit`` (cost up to it over the whole
-        network with all exits); of the network ``early_exit_accuracy`` and ``early_exit_flops`` (mean cost over the
-        whole) by ``threshold=...`` and for the most confident exit, and ``overthinking/any``.
+        Rows whose index is that of the layer among `layers`; where it is none of them, that of the last one before
+        it. NaN for a task with a score that is NaN or infinite. Of each exit's layer ``exit_accuracy/exit`` and
+        ``exit_flops_share/exit`` (cost up to it over the whole network with all exits); of the network
+        ``early_exit_accuracy`` and ``early_exit_flops`` (mean cost over the whole) by ``threshold=...`` and for the
+        most confident exit, and ``overthinking/any``.
     """
     rows: list[Row] = []
-    last = model.layers[-1].index + 1 if model.layers else 1
+    layers = layers or find_layers(model, TapSpec(), stream.tasks[0].train.x[:2])
+    number, last = _numbers(model, stream, layers), len(layers) + 1
+    sick: list[str] = []
 
     def add(task: Task, layer: str, index: int, measure: str, variant: str, value: float, n: int) -> None:
-        se = math.sqrt(max(value * (1 - value), 0) / n) if measure.endswith("accuracy") else math.nan
+        if measure != "exit_flops_share" and task.name in sick:
+            value = math.nan
+        se = math.sqrt(value * (1 - value) / n) if measure.endswith("accuracy") else math.nan
         rows.append(
             Row(run_id, step, epoch, after, "test", task.name, layer, index, measure, variant, value, se, n)
         )
@@ -262,10 +312,12 @@ def exit_rows(
             continue
         scores, y = _scores(model, task), task.test.y
         n = len(y)
+        if not torch.isfinite(scores).all():
+            sick.append(task.name)
         for place, cost, found in zip(model.layers, model.costs, scores, strict=False):
             right = (found.argmax(1) == y).double().mean().item()
-            add(task, place.name, place.index, "exit_accuracy", "exit", right, n)
-            add(task, place.name, place.index, "exit_flops_share", "exit", cost / model.costs[-1], n)
+            add(task, place.name, number[place.name], "exit_accuracy", "exit", right, n)
+            add(task, place.name, number[place.name], "exit_flops_share", "exit", cost / model.costs[-1], n)
         for threshold in (*thresholds, None):
             left = leave(scores, threshold, model.costs)
             variant = "most confident" if threshold is None else f"threshold={threshold:g}"
@@ -274,7 +326,27 @@ def exit_rows(
             add(task, NETWORK, last, "early_exit_accuracy", variant, right, n)
             add(task, NETWORK, last, "early_exit_flops", variant, share, n)
         add(task, NETWORK, last, "overthinking", "any", overthinking(scores, y).overthinking, n)
+    if sick:
+        warnings.warn(
+            f"Scores of the network or of its exits on {', '.join(sick)} are NaN or infinite: what exits are worth "
+            "there is NaN.",
+            stacklevel=2,
+        )
     return rows
+
+
+def _numbers(model: Exits, stream: Stream, layers: Sequence[Tap]) -> dict[str, int]:
+    """The index of each exit's layer, by name."""
+    number = {layer.name: layer.index for layer in layers}
+    others = [place.name for place in model.layers if place.name not in number]
+    if others:
+        # Additions have no module to be named by, and are not looked for: those before them number what follows.
+        modules = {path for path, _ in backbone_in(model).named_modules()}
+        names = [*(layer.name for layer in layers if layer.module in modules), *others]
+        reached = 0
+        for place in find_layers(model, TapSpec(names), stream.tasks[0].train.x[:2]):
+            reached = number.setdefault(place.name, reached)
+    return number
 
 
 def _scores(model: Exits, task: Task) -> Tensor:

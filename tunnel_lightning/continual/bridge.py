@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
-from lightning.pytorch.cli import instantiate_class
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.profilers import PassThroughProfiler, Profiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from tunnel_lightning.continual.loops import Loop
+from tunnel_lightning.continual.strategy_plugins import plain_or_built
 
 OPTIONS = (
     *("logger", "log_every_n_steps", "callbacks", "precision", "gradient_clip_val"),
@@ -56,6 +56,8 @@ class LightningLoop(Loop):
     def __init__(self, strategy: Any, options: Mapping[str, Any] | None = None, **shared: Any) -> None:
         super().__init__(strategy, **shared)
         options = dict(options or {})
+        if isinstance(options.get("profiler"), Mapping):
+            options["profiler"] = _made(options["profiler"], Profiler)
         check_options(options, strategy)
         _quieten()
         self.differs = _differs(options)
@@ -281,6 +283,15 @@ def check_options(options: Mapping[str, Any], strategy: Any) -> None:
             f"trainer: accumulate_grad_batches is {batches}, but Avalanche's plugins act on every batch; give 1 and "
             "a larger batch_size."
         )
+    clip = options.get("gradient_clip_val")
+    if clip is not None and not (_number(clip) and clip > 0):
+        raise ValueError(f"trainer: gradient_clip_val is {clip}; give a number above 0, or leave it out.")
+    limit = options.get("limit_train_batches")
+    if limit is not None and not (_number(limit) and limit > 0 and (limit <= 1 or isinstance(limit, int))):
+        raise ValueError(
+            f"trainer: limit_train_batches is {limit}; give how many batches of an epoch, from 1, or a share of them "
+            "above 0, up to 1.0."
+        )
     if (devices := options.get("devices", 1)) not in (1, "1", "auto"):
         raise ValueError(f"trainer: devices is {devices}, but a strategy lives on one device; give 1.")
     kind = {"gpu": "cuda"}.get(options.get("accelerator", "auto"), options.get("accelerator", "auto"))
@@ -300,6 +311,10 @@ def check_options(options: Mapping[str, Any], strategy: Any) -> None:
                     f"trainer: precision is {options['precision']}, but {type(strategy).__name__} with "
                     f"{type(plugin).__name__} mixes scores of both precisions and would fail; give 32-true."
                 )
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def loggers_of(given: Any, folder: Path | None) -> list[Logger]:
@@ -335,7 +350,7 @@ def _made(value: Any, kind: type) -> Any:
     """An object, made of class path and arguments where it is not there yet."""
     if isinstance(value, Mapping):
         try:
-            value = instantiate_class((), {"init_args": {}, **value})
+            value = plain_or_built(value)
         except (ImportError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {dict(value)} can't be made: {error}") from error
     if not isinstance(value, kind):

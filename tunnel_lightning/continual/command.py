@@ -154,6 +154,8 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> Settings:
         raise ValueError("give a network: for example --model.backbone MLP")
     if not model.get("optimizer"):
         model["optimizer"] = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01, "momentum": 0.9}}
+    if not 0 <= model.get("label_smoothing", 0.0) <= 1:
+        raise ValueError(f"model.label_smoothing is {model['label_smoothing']}; give 0, for none, to 1")
     for part in ("backbone", "optimizer"):
         model[part] = named(model[part])
     if "LBFGS" in model["optimizer"]["class_path"]:
@@ -164,16 +166,16 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> Settings:
     return Settings(
         data=data,
         scenario=made.scenario,
-        classic=None if config.classic is None else named(config.classic),
+        classic=None if config.classic is None else named(plain(config.classic)),
         model=model,
-        strategy=named(config.strategy),
-        plugins=[named(plugin) for plugin in config.plugins],
+        strategy=named(plain(config.strategy)),
+        plugins=[named(plugin) for plugin in plain(config.plugins)],
         head=config.head,
         epochs=config.epochs,
         batch_size=data["init_args"].get("batch_size", 128) if data else 128,
         reset_optimizer=config.reset_optimizer,
         loop=config.loop,
-        trainer=dict(config.trainer),
+        trainer=plain(config.trainer),
         taps=made.taps,
         meter=made.meter,
         sweeps=made.sweeps,
@@ -185,11 +187,18 @@ def settings_of(parser: ArgumentParser, config: Namespace) -> Settings:
 
 
 def plain(value: Any) -> Any:
-    """Namespaces as dicts."""
+    """Namespaces as dicts, in lists and dicts too: whatever looks like a class path, the parser makes one of.
+
+    Example:
+        >>> plain({"callbacks": [Namespace(class_path="a.B", init_args=Namespace(c=1))]})
+        {'callbacks': [{'class_path': 'a.B', 'init_args': {'c': 1}}]}
+    """
     if isinstance(value, Namespace):
         value = value.as_dict()
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
     return value
 
 
@@ -208,7 +217,11 @@ def command(argv: Sequence[str]) -> None:
     settings = settings_of(parser, config)
     resume = config.pop("resume", None)
     config.pop("config", None)
-    text = str(parser.dump(config, skip_none=False))
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", r"\s*Dump of a value", UserWarning
+        )  # a callback's enum, as its text
+        text = str(parser.dump(config, skip_none=False))
     folder = Path(resume) if resume else new_run_folder(config.runs, config.name)
     start = time.perf_counter()
     try:

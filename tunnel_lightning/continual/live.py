@@ -25,10 +25,21 @@ LAYER_CHARTS = {
     ("cka", "learnt"): "CKA to the layer as learnt",
     ("effective_rank", "cov"): "Effective rank",
     ("rank_cov", "rtol=1e-3"): "Numerical rank (rtol 1e-3)",
+    ("exit_accuracy", "exit"): "Accuracy of each exit",
 }
 """Measures with a chart of all layers, averaged over the tasks they are of."""
 
-PICTURES = ("task_accuracy", "forgetting_by_depth", "time_all", "time_drift", "swaps_1")
+PICTURES = (
+    "task_accuracy",
+    "forgetting_by_depth",
+    "time_all",
+    "time_drift",
+    "swaps_1",
+    "rewinds",
+    "frozen",
+    "exits",
+    "exit_costs",
+)
 """Pictures of the page that TensorBoard shows too, drawn anew after each task."""
 
 

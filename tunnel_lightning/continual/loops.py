@@ -53,7 +53,7 @@ class Loop:
         num_workers: int = 0,
         reset_optimizer: bool = False,
     ) -> None:
-        if log_every_n_steps < 1:
+        if not isinstance(log_every_n_steps, int) or log_every_n_steps < 1:
             raise ValueError(f"trainer: log_every_n_steps is {log_every_n_steps}; give at least 1.")
         self.strategy = strategy
         self.loggers = list(loggers)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +15,7 @@ from torch import nn
 from tunnel_lightning.backbones import Backbone
 from tunnel_lightning.callbacks.places import layer_infos
 from tunnel_lightning.callbacks.run_folder import drop_events
-from tunnel_lightning.continual.auxiliary import ExitLoss, check_exits, exit_rows, with_exits
+from tunnel_lightning.continual.auxiliary import ExitLoss, check_exits, exit_rows, refuse_exits, with_exits
 from tunnel_lightning.continual.live import Live
 from tunnel_lightning.continual.loops import make_loop
 from tunnel_lightning.continual.meter import LayerMeter
@@ -25,7 +24,7 @@ from tunnel_lightning.continual.names import load
 from tunnel_lightning.continual.scenarios import classic_stream, make_stream
 from tunnel_lightning.continual.settings import Settings
 from tunnel_lightning.continual.state import can_resume, export_state, import_state
-from tunnel_lightning.continual.strategies import answering_model, make_strategy
+from tunnel_lightning.continual.strategies import answering_model, make_strategy, strategy_class
 from tunnel_lightning.continual.strategies import turns as make_turns
 from tunnel_lightning.continual.stream import Stream
 from tunnel_lightning.runs import (
@@ -48,6 +47,8 @@ STATE_FILE = "state.pt"
 """What a run goes on from: tensors, numbers and names, read with ``weights_only=True``."""
 BEFORE_LAST = "state_before_last.pt"
 """The same before the last task, kept where layers are to be frozen for it."""
+STATE = {"done", "rows", "loop", "strategy", "meter"}
+"""What is in it."""
 SNAPSHOTS = "snapshots"
 """Folder of the network's weights as they were after each task: ``task_1.pt`` is after the first."""
 
@@ -80,7 +81,11 @@ class TaskSequence:
         self.flops = costs(self.backbone, self.stream.tasks[0].train.x[:1])
         model = prepare_model(self.backbone, self.stream, settings.head)  # type: ignore[arg-type]
         if settings.exits is not None:
-            model = with_exits(model, self.stream, settings.exits)
+            refuse_exits(strategy_class(settings.strategy["class_path"])[1])
+            try:
+                model = with_exits(model, self.stream, settings.exits)
+            except ValueError as error:
+                raise ValueError(str(error).replace("taps.layers", "exits.layers")) from error
         self.meter = LayerMeter(
             self.stream,
             settings.taps,
@@ -178,7 +183,8 @@ class TaskSequence:
         rows = self.meter.measure(answering_model(self.strategy), after=after, step=step, epoch=epoch)
         if self.settings.exits is not None:
             thresholds, run_id = self.settings.exits.thresholds, self.meter.run_id
-            rows += exit_rows(self.strategy.model, self.stream, thresholds, run_id, step, epoch, after)
+            model, layers = self.strategy.model, self.meter.layers
+            rows += exit_rows(model, self.stream, thresholds, run_id, step, epoch, after, layers)
         return rows
 
     # In the folder ------------------------------------------------------------------------------------------
@@ -201,6 +207,7 @@ class TaskSequence:
                 "data": stream.name,
                 "num_classes": stream.num_classes,
                 "multi_head": stream.multi_head,
+                "single_head": stream.disjoint and not stream.multi_head,
                 "head": settings.head,
                 "strategy": settings.strategy,
                 "plugins": settings.plugins,
@@ -291,13 +298,17 @@ def read_state(path: Path) -> dict[str, Any]:
         RunError: there is none, or it can't be read.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RunError(f"{path} is missing: the run ended before anything was kept; start it again") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, ValueError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # whatever unpickling makes of other bytes
         raise RunError(
             f"{path} is damaged or holds more than tensors and numbers: start the run again"
         ) from error
+    if not isinstance(state, dict) or not state.keys() >= STATE:
+        raise RunError(f"{path} is no state of a run over tasks: start the run again")
     return state
 
 

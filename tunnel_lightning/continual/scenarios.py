@@ -23,7 +23,7 @@ from tunnel_lightning.continual.datasets import (
     check_counts,
     stratified_sample,
 )
-from tunnel_lightning.continual.stream import Images, Kind, Stream, Task
+from tunnel_lightning.continual.stream import Images, Kind, ScenarioKind, Stream, Task
 from tunnel_lightning.data import ImageData
 from tunnel_lightning.taps.quiet import untouched_rng
 
@@ -66,7 +66,7 @@ class Scenario:
         [3, 2, 5]
     """
 
-    kind: Kind = "class_incremental"
+    kind: ScenarioKind = "class_incremental"
     tasks: int | list[int] | list[list[int | str]] = 5
     class_order: list[int | str] | None = None
     shuffle: bool = False
@@ -74,7 +74,7 @@ class Scenario:
     degrees: list[float] | None = None
 
     def __post_init__(self) -> None:
-        kinds = [kind for kind in get_args(Kind) if kind != "classic"]
+        kinds = get_args(ScenarioKind)
         if self.kind not in kinds:
             raise ValueError(f"kind must be one of {', '.join(kinds)}, got {self.kind!r}.")
         if self.seed < 0:

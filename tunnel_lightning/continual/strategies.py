@@ -88,7 +88,7 @@ def strategy_class(name: str) -> tuple[Method, type]:
     if "." not in name:
         library = importlib.import_module("avalanche.training.plugins")
         if isinstance(getattr(library, name, None), type):
-            raise ValueError(f"{name} is a plugin: put it under plugins, beside strategy Naive.")
+            raise ValueError(f"{name} is a plugin: {_of_plugin(name)}.")
         near = get_close_matches(name, STRATEGIES, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "give one of its strategies or a class path."
         raise ValueError(f"Avalanche has no strategy {name}: {hint}")
@@ -101,6 +101,16 @@ def strategy_class(name: str) -> tuple[Method, type]:
         if f"{cls.__module__}.{cls.__qualname__}" == method.path:
             return strategy_class(method.name)
     return Method(cls.__name__, name, about=""), cls
+
+
+def _of_plugin(name: str) -> str:
+    """Where a plugin goes."""
+    plugin = PLUGINS.get(name)
+    if plugin is None:
+        return "put it under plugins, beside a strategy such as Naive"
+    if plugin.fails:
+        return f"one that does not run here, for {plugin.fails}"
+    return f"put it under plugins; it needs {plugin.needs.replace('`', '')}"
 
 
 def make_strategy(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tunnel_lightning.continual.strategy_builders import Job
-from tunnel_lightning.continual.strategy_table import Method
+from tunnel_lightning.continual.strategy_table import NONE, Method
 
 SET_ELSEWHERE = {
     "model": "it is the network under model",
@@ -25,6 +25,15 @@ SET_ELSEWHERE = {
 }
 SHARED = ("eval_mb_size", "eval_every", "peval_mode")
 """Arguments that every strategy takes and a config may give."""
+COUNTS = frozenset(
+    (
+        *("mem_size", "memory_size", "max_buffer_size", "batch_size", "batch_size_mem", "buffer_mb_size"),
+        *("patterns_per_exp", "patterns_per_experience", "sample_size", "subsample", "replay_size"),
+        *("n_inner_steps", "n_inner_updates", "projection_size", "delta_t", "eval_mb_size"),
+        *("num_layers", "hidden_features_per_column", "nhid"),
+    )
+)
+"""Arguments of strategies and plugins that count something there must be one of."""
 
 
 def check_arguments(method: Method, cls: type, args: Mapping[str, Any]) -> None:
@@ -53,6 +62,7 @@ def check_arguments(method: Method, cls: type, args: Mapping[str, Any]) -> None:
             near = get_close_matches(key, own - set(SHARED), n=3) or sorted(own - set(SHARED))
             hint = f"did you mean {' or '.join(near)}?" if near else "it takes none of its own."
             raise ValueError(f"{name} has no argument {key}: {hint}")
+    check_numbers(name, parameters, args, method.required)
     missing = {key: value for key, value in method.required.items() if key not in args}
     if missing:
         example = ", ".join(f"{key}: {value}" for key, value in missing.items())
@@ -65,6 +75,43 @@ def check_arguments(method: Method, cls: type, args: Mapping[str, Any]) -> None:
         ]
         if without:
             raise ValueError(f"{name} needs {' and '.join(without)}: give init_args.")
+
+
+def check_numbers(
+    name: str,
+    parameters: Mapping[str, inspect.Parameter],
+    args: Mapping[str, Any],
+    examples: Mapping[str, Any] = NONE,
+) -> None:
+    """Refuse texts in the place of numbers, and memories and batches of nothing.
+
+    Args:
+        name: of the strategy or plugin.
+        parameters: of its class.
+        args: its own arguments.
+        examples: values of arguments that have no default.
+
+    Raises:
+        ValueError: naming the argument.
+
+    Example:
+        >>> check_numbers("Replay", {}, {"mem_size": -3})
+        Traceback (most recent call last):
+        ValueError: Replay: mem_size is -3; give a whole number from 1.
+    """
+    for key, value in args.items():
+        usual = parameters[key].default if key in parameters else None
+        example = examples.get(key, usual)
+        if key in COUNTS:
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            left_open = value is None and (usual is None or key == "batch_size_mem")
+            if not (whole or left_open):
+                raise ValueError(f"{name}: {key} is {value!r}; give a whole number from 1.")
+        elif isinstance(value, str | bool) and isinstance(example, int | float):
+            switch = isinstance(example, bool)
+            if not (switch and isinstance(value, bool)):
+                wanted = "true or false" if switch else "a number"
+                raise ValueError(f"{name}: {key} is {value!r}; give {wanted}.")
 
 
 def refuse(job: Job, method: Method) -> None:
@@ -97,8 +144,7 @@ def _heads(heads: Iterable[str]) -> str:
 
 
 def _new_classes(job: Job) -> None:
-    outputs = [output for task in job.stream.tasks for output in task.outputs]
-    if len(set(outputs)) < len(outputs):
+    if not job.stream.disjoint:
         raise ValueError(
             f"{job.cls.__name__} needs new classes in each task, and those of a {job.stream.kind} stream come again: "
             "take kind class_incremental."

@@ -10,8 +10,10 @@ from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from tunnel_lightning.continual.settings import load, named
+from tunnel_lightning.continual.names import load
+from tunnel_lightning.continual.settings import named
 from tunnel_lightning.continual.strategy_builders import Job
+from tunnel_lightning.continual.strategy_checks import check_numbers
 from tunnel_lightning.continual.strategy_table import ALL, FIXED, ONE
 
 LIBRARY = "avalanche.training.plugins"
@@ -214,6 +216,7 @@ def make_plugin(wanted: Any) -> Any:
     ]
     if without:
         raise ValueError(f"{cls.__name__} needs {' and '.join(without)}: give init_args.")
+    check_numbers(cls.__name__, parameters, args)
     try:
         return cls(**args)
     except (TypeError, ValueError, AssertionError) as error:
@@ -245,8 +248,12 @@ class Scheduled(NamedTuple):
                 "init_args: {step_size: 1}}}."
             )
         given = named(self.scheduler)
+        # A parser fills in an optimizer of None.
+        args = {
+            key: value for key, value in given["init_args"].items() if (key, value) != ("optimizer", None)
+        }
         try:
-            return self.cls(scheduler=load(given["class_path"])(optimizer, **given["init_args"]), **self.args)
+            return self.cls(scheduler=load(given["class_path"])(optimizer, **args), **self.args)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"{self.cls.__name__} can't be made: {error}") from error
 

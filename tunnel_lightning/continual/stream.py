@@ -7,9 +7,8 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-Kind = Literal[
-    "class_incremental", "task_incremental", "domain_incremental", "permuted", "rotated", "classic"
-]
+ScenarioKind = Literal["class_incremental", "task_incremental", "domain_incremental", "permuted", "rotated"]
+Kind = Literal[ScenarioKind, "classic"]
 
 
 class Images(NamedTuple):
@@ -74,3 +73,9 @@ class Stream:
     outputs: int
     input_shape: tuple[int, int, int]
     multi_head: bool
+
+    @property
+    def disjoint(self) -> bool:
+        """Whether no output answers for classes of two tasks."""
+        outputs = [output for task in self.tasks for output in task.outputs]
+        return len(set(outputs)) == len(outputs)

@@ -11,6 +11,7 @@ The network itself is never written to: every state is put in the place of its o
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,8 +65,8 @@ class TwoTasks:
         """The model as it answers for a task."""
         return WithState(self.model, self.view(task))
 
-    def row(self, cut: int, task: Task, measure: str, variant: str, right: int) -> Row:
-        """A row of `right` answers on a task's test images."""
+    def row(self, cut: int, task: Task, measure: str, variant: str, right: float) -> Row:
+        """A row of `right` answers on a task's test images; NaN where that is."""
         n = len(task.test.y)
         value = right / n
         return Row(
@@ -107,10 +108,10 @@ def swap_sweep(
         ValueError: no such cut, states of another network, or tasks without test images.
     """
     wanted = checked_cuts(two, cuts)
-    rows = []
+    rows: list[Row] = []
     networks = [two.network(task) for task in two.tasks]
     states = placed(two.model, two.first), placed(two.model, two.second)
-    whole: dict[tuple[str, int], int] = {}
+    whole: dict[tuple[str, int], float] = {}
     for cut in wanted:
         for number, (task, network) in enumerate(zip(two.tasks, networks, strict=True)):
             for variant in PAIRS:
@@ -126,6 +127,7 @@ def swap_sweep(
                 rows.append(two.row(cut, task, "swap_accuracy", variant, right))
         if progress is not None:
             progress(cut)
+    say_where_nan(rows, "networks put together of two")
     return rows
 
 
@@ -175,15 +177,16 @@ def rewind_sweep(
         ValueError: states of another network, or no test images.
     """
     task, last = two.tasks[0], len(two.parts)
-    right: dict[tuple[int, int], int] = {}
+    right: dict[tuple[int, int], float] = {}
     for row in swaps:
         if row.measure == "swap_accuracy" and row.dataset == task.name:
             known = {"E1T2": (1, row.index), "E2T1": (row.index + 1, last), "E1T1": (1, last)}
             if row.variant in known:
-                right[known[row.variant]] = round(row.value * row.n)
+                right[known[row.variant]] = math.nan if math.isnan(row.value) else round(row.value * row.n)
     network = two.network(task)
     then, now = placed(two.model, two.first), placed(two.model, two.second)
-    rows, every = [], blocks(last)
+    rows: list[Row] = []
+    every = blocks(last)
     for number, (first, end) in enumerate(every, 1):
         if (first, end) not in right:
             state = rewind(now, then, two.parts, [*range(first, end + 1), last + 1])
@@ -191,6 +194,7 @@ def rewind_sweep(
         rows.append(two.row(end, task, "rewind_accuracy", f"{first}..k", right[first, end]))
         if progress is not None:
             progress(number, len(every))
+    say_where_nan(rows, "networks with layers put back")
     return rows
 
 
@@ -200,12 +204,12 @@ def freeze_sweep(
     cuts: Iterable[int] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[Row]:
-    """Accuracy on both tasks when the layers 1 to k are frozen after the first task (Ramasesh et al., 2021).
+    """Accuracy on both tasks when the layers 1 to k are frozen for the second of them (Ramasesh et al., 2021).
 
     Args:
         two: the network and its states; the second state is not looked at.
-        train: trains the second task from the first state with sections 1 to k frozen (`surgery.frozen`), and
-            gives the state afterwards.
+        train: trains the second task anew from the state before it, which is the first one where no tasks lie
+            between the two, with sections 1 to k frozen (`surgery.frozen`), and gives the state afterwards.
         cuts: the values of k, 1 to L; by default all.
         progress: called with each when it is done.
 
@@ -215,7 +219,7 @@ def freeze_sweep(
     Raises:
         ValueError: as `swap_sweep`.
     """
-    rows = []
+    rows: list[Row] = []
     for cut in checked_cuts(two, cuts):
         state = placed(two.model, train(cut))
         for task, head in zip(two.tasks, (placed(two.model, two.first), state), strict=True):
@@ -224,7 +228,18 @@ def freeze_sweep(
             rows.append(two.row(cut, task, "freeze_accuracy", "1..k", right))
         if progress is not None:
             progress(cut)
+    say_where_nan(rows, "networks with layers frozen")
     return rows
+
+
+def say_where_nan(rows: Iterable[Row], what: str) -> None:
+    """One warning that names the tasks on which there is no accuracy."""
+    sick = dict.fromkeys(row.dataset for row in rows if math.isnan(row.value))
+    if sick:
+        warnings.warn(
+            f"Scores of {what} on {', '.join(sick)} are NaN or infinite: accuracies there are NaN.",
+            stacklevel=3,
+        )
 
 
 def cuts_at_tunnel(found: Mapping[str, Tunnel], parts: Sections) -> dict[str, int]:
@@ -284,23 +299,27 @@ class WithState:
         tensors = {self.prefix + key: value for key, value in state.items() if key in own}
         return functional_call(self.view, tensors, (x,), tie_weights=False)
 
-    def right(self, state: State, images: Images, batch_size: int) -> int:
-        """How many images are answered right."""
+    def right(self, state: State, images: Images, batch_size: int) -> float:
+        """How many images are answered right, see `count_right`."""
         return self.count_right(lambda x: self.scores(state, x), images, batch_size)
 
-    def count_right(self, run: Callable[[Tensor], Tensor], images: Images, batch_size: int) -> int:
+    def count_right(self, run: Callable[[Tensor], Tensor], images: Images, batch_size: int) -> float:
         """How many images `run` answers right, in evaluation mode and without gradients.
+
+        NaN as soon as one score is NaN or infinite: what is largest among them is no answer.
 
         Raises:
             ValueError: there are none.
         """
         if not len(images.y):
             raise ValueError("swaps: a task has no test images to score on.")
-        right = torch.zeros((), dtype=torch.int64)
+        right, finite = torch.zeros((), dtype=torch.int64), torch.ones((), dtype=torch.bool)
         with quiet(self.view):
             for x, y in self.batches(images, torch.arange(len(images.y)), batch_size):
-                right = right.to(y.device) + (run(x).argmax(1) == y).sum()
-        return int(right)
+                scores = run(x)
+                right = right.to(y.device) + (scores.argmax(1) == y).sum()
+                finite = finite.to(y.device) & torch.isfinite(scores).all()
+        return int(right) if finite else math.nan
 
     def batches(self, images: Images, order: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels on the model's device, in the given order of indices."""

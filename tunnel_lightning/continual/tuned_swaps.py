@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tunnel_lightning.continual.stream import Images, Task
-from tunnel_lightning.continual.swaps import TwoTasks, WithState, checked_cuts, placed
+from tunnel_lightning.continual.swaps import TwoTasks, WithState, checked_cuts, placed, say_where_nan
 from tunnel_lightning.runs import Row
 from tunnel_lightning.surgery import State, compose
 from tunnel_lightning.taps import quiet
@@ -91,7 +91,7 @@ def tuned_sweep(
         raise ValueError(f"tuned_sweep: {task.name} has no training images to tune on.")
     network = two.network(task)
     first, second = placed(two.model, two.first), placed(two.model, two.second)
-    rows = []
+    rows: list[Row] = []
     for cut in wanted:
         mixed = compose(second, first, two.parts, cut, first)
         for variant, tune in zip(TUNED, (_whole, _alone), strict=True):
@@ -99,10 +99,11 @@ def tuned_sweep(
             rows.append(two.row(cut, task, "swap_accuracy", variant, right))
         if progress is not None:
             progress(cut)
+    say_where_nan(rows, "fine-tuned networks")
     return rows
 
 
-def _whole(network: WithState, state: State, cut: int, task: Task, tuning: Tuning, two: TwoTasks) -> int:
+def _whole(network: WithState, state: State, cut: int, task: Task, tuning: Tuning, two: TwoTasks) -> float:
     """Train all of a state; how many answers are then right."""
     work = _trainable(network, state, None)
 
@@ -115,7 +116,7 @@ def _whole(network: WithState, state: State, cut: int, task: Task, tuning: Tunin
     return network.count_right(run, task.test, two.batch_size)
 
 
-def _alone(network: WithState, state: State, cut: int, task: Task, tuning: Tuning, two: TwoTasks) -> int:
+def _alone(network: WithState, state: State, cut: int, task: Task, tuning: Tuning, two: TwoTasks) -> float:
     """Train the extractor under a fresh linear head; how many answers are then right."""
     work = _trainable(network, state, two.parts.entries(range(1, cut + 1)))
     hints = hints_of(network.view)

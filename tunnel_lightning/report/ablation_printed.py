@@ -13,6 +13,9 @@ from tunnel_lightning.runs.ablation import Ablation, Effect
 if TYPE_CHECKING:
     from rich.console import Console
 
+MOST_LINES = 12
+"""Of a table on the tunnel or the extractor; with more, the first rule alone is told."""
+
 
 def print_ablation(found: Ablation, console: Console | None = None) -> None:
     """Print short tables of an ablation, what they say in a sentence, and what a reader must know.
@@ -49,6 +52,9 @@ def _printed(found: Ablation) -> list[tuple[str, list[Column]]]:
     tables = [("Layers, one by one (accuracy %)".replace("accuracy", found.main), layers)]
     for scope, title in (("tunnel", "The tunnel as a whole"), ("extractor", "The extractor as a whole")):
         rows = [row for kind in ("reset", "rewind") for row in put_back(found, kind, scope)]
+        if len(rows) > MOST_LINES:  # the page has those of the other rules
+            rule = rows[0].variant.rpartition("; ")[2]
+            rows = [row for row in rows if row.variant.rpartition("; ")[2] == rule]
         tables.append((title, _plainly(found, rows, "put back to")))
     tables.append(
         ("Residual blocks deleted", _plainly(found, found.pick(found.main, kind="delete", scope="block"), ""))

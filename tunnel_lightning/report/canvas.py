@@ -87,9 +87,8 @@ def legend(figure: Figure, handles: list[Any]) -> None:
     if not handles:
         return
     labels = [len(str(h.get_label())) for h in handles]
-    for rows in range(1, len(handles) + 1):
-        columns = -(-len(handles) // rows)
-        widths = [max(labels[k : k + rows]) for k in range(0, len(handles), rows)]
+    for columns in range(len(handles), 0, -1):
+        widths = [max(part) for part in np.array_split(labels, columns)]  # as matplotlib fills them
         # In inches: a letter, and a handle with the space round it.
         if sum(0.075 * w + 0.72 for w in widths) <= STYLE["size"][0] - 0.4:
             break

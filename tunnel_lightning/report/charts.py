@@ -128,6 +128,7 @@ class Map:
         blocks: ranges of rows and columns outlined as squares: first and last position, and a name.
         breaks: positions at which another network begins, with its name; the first is 0.
         short: what columns are called on the axis; by default as in ``columns``.
+        short_rows: what rows are called on a phone, in a few letters; by default they have no labels there.
         edge: a height for each column, drawn as a line of steps; NaN for none.
         edge_label: what that line is.
         written: whether the page writes whole numbers into the cells, where there are few enough.
@@ -148,6 +149,7 @@ class Map:
     blocks: list[tuple[int, int, str]] = field(default_factory=list)
     breaks: list[tuple[int, str]] = field(default_factory=list)
     short: list[str] | None = None
+    short_rows: list[str] | None = None
     edge: NDArray[np.float64] | None = None
     edge_label: str = ""
     written: bool = False

@@ -43,7 +43,7 @@ LITTLE = 0.01
 def page_of_group(group: ContinualGroup) -> Page:
     """Say what the page of several runs shows: means over the runs that learnt all tasks, and how far they part."""
     if not group.members:
-        return Page(group.path.name, "No run has learnt all its tasks yet", "", [], [], group.notes)
+        return Page(group.id, "No run has learnt all its tasks yet", "", [], [], group.notes)
     common = _common(group)
     curves = _curves(group)
     text = (
@@ -59,7 +59,7 @@ def page_of_group(group: ContinualGroup) -> Page:
     sections = [in_whole_steps(section) for section in sections]
     said = subtitle(common)
     return Page(
-        group.path.name,
+        group.id,
         headline(group),
         f"{said}  ·  {_count(group)}",
         _numbers(group),

@@ -12,6 +12,7 @@ from tunnel_lightning.report.charts import Chart, Item, Line, Map, Section, Tabl
 from tunnel_lightning.report.continual_maps import layer_map
 from tunnel_lightning.report.style import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, VERMILION
 from tunnel_lightning.report.words import interval, number, percent
+from tunnel_lightning.runs import NETWORK
 from tunnel_lightning.runs.continual import ContinualRun, at_end, forgetting_since_learnt, over_earlier
 
 Array = NDArray[np.float64]
@@ -52,20 +53,42 @@ def line(run: ContinualRun, label: str, values: Array, texts: Sequence[str], **l
 
 
 def points(value: float) -> str:
-    """Write a difference of fractions in percentage points.
+    """Write a difference of fractions in percentage points, without a sign for what rounds to nothing.
 
     Example:
-        >>> points(0.474), points(float("nan"))
-        ('47.4 points', 'no value')
+        >>> points(0.474), points(-1e-5), points(float("nan"))
+        ('47.4 points', '0.0 points', 'no value')
     """
-    return f"{100 * value:.1f} points" if np.isfinite(value) else "no value"
+    return f"{round(100 * float(value), 1) + 0.0:.1f} points" if np.isfinite(value) else "no value"
+
+
+def at_once(run: ContinualRun) -> bool:
+    """Whether all tasks were learnt in one training: no layer has a task from before to be compared with."""
+    return run.done > 1 and len(moments(run)) == 1
+
+
+def moments(run: ContinualRun) -> list[int]:
+    """How many tasks were learnt at each moment that was measured, from 1."""
+    return sorted({row.experience + 1 for row in run.rows if row.layer == NETWORK and row.experience >= 0})
+
+
+COMPARED = ("cka", "overlap", "residual")
+"""Columns of `ContinualRun.layer_table` that compare a layer with itself as it was."""
+
+
+def layer_table(run: ContinualRun, after: int | None = None) -> dict[str, Array]:
+    """`ContinualRun.layer_table`, without likenesses where every layer is compared with itself at the same moment."""
+    table = run.layer_table(after)
+    if at_once(run):
+        table |= {column: np.full_like(table[column], np.nan) for column in COMPARED}
+    return table
 
 
 def forgotten(run: ContinualRun) -> Section:
     """What is lost by depth, and how far each layer is from what it was."""
     if run.done < 2:
         return Section("forgetting", "Forgetting by depth", [])
-    table = run.layer_table()
+    table = layer_table(run)
     charts = [*_lost(run, table), *_share(run, table), *_known(run), *_likeness(run, table)]
     text = (
         "Probes that are never fitted again suffer when features move, those fitted anew only when knowledge "
@@ -300,7 +323,7 @@ def layer_tables(run: ContinualRun) -> list[Table]:
     """Every layer at the end, and every layer after each task."""
     if not run.layers:
         return []
-    table = run.layer_table()
+    table = layer_table(run)
     there = [column for column in TABLE if np.isfinite(table[column]).any()]
     heads = [TABLE[column][0] for column in there]
     lines = [
@@ -310,8 +333,8 @@ def layer_tables(run: ContinualRun) -> list[Table]:
     note = f"{OF_EARLIER} Losses and gains in percentage points; relative forgetting in percent of what was gained."
     end = Table("layers_at_end", "Every layer at the end", ["#", "layer", *heads], lines, note)
     steps = []
-    for after in range(1, run.done + 1):
-        then = run.layer_table(after)
+    for after in [run.done] if at_once(run) else range(1, run.done + 1):
+        then = layer_table(run, after)
         steps += [
             [after, index, name, *(_plain(TABLE[column][1] * then[column][k]) for column in there)]
             for k, (index, name) in enumerate(run.layers.items())
@@ -319,7 +342,7 @@ def layer_tables(run: ContinualRun) -> list[Table]:
     each = Table(
         "layers_over_time", "Every layer after each task", ["tasks", "#", "layer", *heads], steps, note
     )
-    return [end, each] if run.done > 1 else [end]
+    return [end, each] if run.done > 1 and not at_once(run) else [end]
 
 
 def _plain(value: float) -> float | None:

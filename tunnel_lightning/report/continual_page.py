@@ -75,7 +75,7 @@ def subtitle(run: ContinualRun) -> str:
         f"{len(run.tasks)} tasks" + (f", {KINDS.get(kind, kind)}" if kind else ""),
         name(about.get("strategy")),
         name(about.get("backbone")),
-        f"{about['epochs']} epochs each" if about.get("epochs") else "",
+        f"{about['epochs']} epoch{'s' * (about['epochs'] != 1)} each" if about.get("epochs") else "",
         "a head for each task" if about.get("multi_head") else "",
         f"seed {about['seed']}" if about.get("seed") is not None else "",
     ]
@@ -107,6 +107,11 @@ def notes(run: ContinualRun) -> list[str]:
         )
         if reason := run.about.get("resumable"):
             found.append(f"It can't be gone on with: {reason}.")
+    sick = [r for r in run.rows if (r.layer, r.measure, r.variant) == (NETWORK, *NETWORK_KINDS["network"])]
+    if sick := [r for r in sick if np.isnan(r.value)]:
+        first = min(r.experience for r in sick)
+        when = f"after {run.tasks[first]}" if first >= 0 else "before the first task"
+        found.append(f"The network's scores are NaN or infinite {when}: it has no accuracy there.")
     return found
 
 

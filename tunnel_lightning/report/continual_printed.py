@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunnel_lightning.report.continual_group import headline as headline_of_group
+from tunnel_lightning.report.continual_layers import layer_table, moments
 from tunnel_lightning.report.continual_words import headline
 from tunnel_lightning.report.terminal import SHORT, Column, fitted
 from tunnel_lightning.runs.continual import ContinualRun, average_accuracy, forgetting_since_learnt
@@ -109,8 +110,9 @@ def _spans(names: Sequence[str]) -> str:
 
 
 def _tasks(run: ContinualRun, accuracy: Array, digits: int) -> list[Column]:
-    """After each task what is known of each, the averages, and of one head those within tasks."""
-    rows = range(1, run.done + 1)
+    """After each measured task what is known of each, the averages, and of one head those within tasks."""
+    rows = moments(run)
+    then = [k - 1 for k in rows]
     before = np.isfinite(accuracy[0]).any()
     start = ["before"] if before else []
     columns = [
@@ -135,19 +137,19 @@ def _tasks(run: ContinualRun, accuracy: Array, digits: int) -> list[Column]:
         # the first task tells most of forgetting, then the later ones
         rank = 2 if j == 0 else 3 + recent - j
         head = task.replace(" ", "\n") if digits else task.removeprefix("task ")
-        add(task, head, [100 * accuracy[0, j]], 100 * accuracy[1:, j], rank)
-    add("average", "mean", [np.nan], 100 * average_accuracy(run.network())[: run.done], 0, "bold")
-    within = average_accuracy(run.network("within"))[: run.done]
+        add(task, head, [100 * accuracy[0, j]], 100 * accuracy[rows, j], rank)
+    add("average", "mean", [np.nan], 100 * average_accuracy(run.network())[then], 0, "bold")
+    within = average_accuracy(run.network("within"))[then]
     if run.single_head and np.isfinite(within).any():
         add("within tasks", "within\ntasks", [np.nan], 100 * within, 1)
-    lost = forgetting_since_learnt(run.network())[: run.done]
+    lost = forgetting_since_learnt(run.network())[then]
     if np.isfinite(lost).any():
         add("forgotten", "forgot-\nten" if digits else "lost", [np.nan], 100 * lost, 2)
     return columns
 
 
 def _layers(run: ContinualRun) -> list[Column]:
-    table = run.layer_table()
+    table = layer_table(run)
     columns = [
         Column("#", "#", [str(index) for index in run.layers], style="dim"),
         Column("layer", "layer", list(run.layers.values()), right=False, names=True),

@@ -187,7 +187,7 @@ def _frozen(run: ContinualRun) -> list[Chart]:
     looks: list[dict[str, Any]] = [{"color": BLUE}, {"color": ORANGE, "dash": "dash", "marker": "square"}]
     found = run.sweeps("freeze_accuracy")
     lines = [_cuts(each, f"on {each.dataset}", looks[k % 2]) for k, each in enumerate(found)]
-    note = "The last task learnt again with layers 1 to k held as they were after the first."
+    note = "The last task learnt again with layers 1 to k held as they were before it."
     return [Chart("frozen", "Layers frozen", lines, "layer k", "accuracy (%)", note=note)] if lines else []
 
 
@@ -239,12 +239,16 @@ def _last_exits(run: ContinualRun) -> list[Row]:
     return [r for r in rows if r.experience == last and r.dataset in run.tasks[: last + 1]]
 
 
-def _of_exits(rows: Sequence[Row], measure: str) -> dict[str, dict[int, float]]:
-    """Values of a measure by task and layer index."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
+Place = tuple[int, str]
+"""Where an exit is: number and name of its layer. Two may have one number, as behind a layer and its activation."""
+
+
+def _of_exits(rows: Sequence[Row], measure: str) -> dict[str, dict[Place, float]]:
+    """Values of a measure by task and place, in the order of the layers."""
+    found: dict[str, dict[Place, float]] = {}
+    for row in sorted(rows, key=lambda row: row.index):
         if row.measure == measure:
-            found.setdefault(row.dataset, {})[row.index] = row.value
+            found.setdefault(row.dataset, {})[row.index, row.layer] = row.value
     return found
 
 
@@ -269,7 +273,7 @@ def _early(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     }
 
 
-def _exit_chart(run: ContinualRun, single: dict[str, dict[int, float]]) -> list[Chart]:
+def _exit_chart(run: ContinualRun, single: dict[str, dict[Place, float]]) -> list[Chart]:
     last = run.tasks[run.done - 1] if run.done else ""
     accuracy = dict(zip(run.tasks, run.network()[run.done], strict=True)) if run.done else {}
     looks: dict[str, dict[str, Any]] = {
@@ -280,17 +284,18 @@ def _exit_chart(run: ContinualRun, single: dict[str, dict[int, float]]) -> list[
     for label, look in looks.items():
         tasks = [task for task in single if (task == last) == (label == "the last task")]
         if tasks:
-            places = sorted(set.intersection(*(set(single[task]) for task in tasks)))
-            mean = np.array([np.mean([single[task][k] for task in tasks]) for k in places])
+            places = [at for at in single[tasks[0]] if all(at in single[task] for task in tasks)]
+            index = [k for k, _ in places]
+            mean = np.array([np.mean([single[task][at] for task in tasks]) for at in places])
             said = [
-                f"<b>exit at layer {k}</b><br>{label}: {percent(float(v))}"
-                for k, v in zip(places, mean, strict=True)
+                f"<b>exit at layer {k}: {escape(name)}</b><br>{label}: {percent(float(v))}"
+                for (k, name), v in zip(places, mean, strict=True)
             ]
-            lines.append(Line(label, np.array(places), 100 * mean, said, **{"marker": "circle", **look}))
+            lines.append(Line(label, np.array(index), 100 * mean, said, **{"marker": "circle", **look}))
             network = float(np.mean([accuracy.get(task, np.nan) for task in tasks]))
             if np.isfinite(network):
                 text = f"the network on {label}: {percent(network)}"
-                ends = np.array([0.5, places[-1] + 0.5])
+                ends = np.array([0.5, index[-1] + 0.5])
                 lines.append(
                     Line(text, ends, np.full(2, 100 * network), [text] * 2, look["color"], "dot", 1.4)
                 )
@@ -299,15 +304,19 @@ def _exit_chart(run: ContinualRun, single: dict[str, dict[int, float]]) -> list[
 
 
 def _cost_chart(
-    rows: Sequence[Row], single: dict[str, dict[int, float]], early: dict[str, tuple[float, float]]
+    rows: Sequence[Row], single: dict[str, dict[Place, float]], early: dict[str, tuple[float, float]]
 ) -> list[Chart]:
-    share = {k: v for of in _of_exits(rows, "exit_flops_share").values() for k, v in of.items()}
-    places = sorted(k for k in share if single and all(k in of for of in single.values()))
+    share = {at: v for of in _of_exits(rows, "exit_flops_share").values() for at, v in of.items()}
+    places = [at for at in share if single and all(at in of for of in single.values())]
     lines = []
     if places:
         found = [
-            (share[k], float(np.mean([of[k] for of in single.values()])), f"always the exit at layer {k}")
-            for k in places
+            (
+                share[at],
+                float(np.mean([of[at] for of in single.values()])),
+                f"always the exit at layer {at[0]}",
+            )
+            for at in places
         ]
         lines.append(_costs("always the same exit", found, {"color": GREY, "dash": "dot"}))
     sure = [(c, a, f"leaves when {percent(float(t), 0)} sure") for t, (a, c) in early.items() if t != MOST]

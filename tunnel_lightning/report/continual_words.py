@@ -46,7 +46,9 @@ def headline(run: ContinualRun) -> str:
         return f"One task{of} is learnt, to {percent(learnt)}; there is nothing to forget yet"
     found = verdict(run)
     parts = [decides(found) if found else forgets(run), transfers(run)]
-    return ". ".join(part[0].upper() + part[1:] for part in parts if part) or "No layer was measured"
+    said = [part for part in parts if part] or [part for part in [knows(run)] if part]
+    nothing = "No layer was measured after each task" if run.layers else "No layer was measured"
+    return ". ".join(part[0].upper() + part[1:] for part in said) or nothing
 
 
 def decides(found: Verdict) -> str:
@@ -113,10 +115,16 @@ def _drifts(moved: Array, index: list[int]) -> str:
     who = "all layers forget alike"
     if abs(late - early) > LITTLE and max(late, early) > 1.5 * min(late, early):
         who = "deep layers forget most" if late > early else "early layers forget most"
-    ends = f"{100 * moved[least]:.1f} to {points(moved[worst])}"
+    gained = points(-moved[least]) if moved[least] < 0 and points(-moved[least]) != points(0.0) else ""
+    ends = f"lose {points(moved[least]).split()[0]} to {points(moved[worst])}"
+    if gained:
+        ends = f"lose at most {points(moved[worst])}"
     if len(moved) > 1 and who != "all layers forget alike":
-        ends = f"{points(moved[least])} at layer {index[least]}, {100 * moved[worst]:.1f} at layer {index[worst]}"
-    return f"{who}: probes fitted when a task was learnt lose {ends}"
+        ends = f"lose {points(moved[least])} at layer {index[least]}, "
+        ends += f"{100 * moved[worst]:.1f} at layer {index[worst]}"
+        if gained:
+            ends = f"lose {points(moved[worst])} at layer {index[worst]} and gain {gained} at layer {index[least]}"
+    return f"{who}: probes fitted when a task was learnt {ends}"
 
 
 def transfers(run: ContinualRun) -> str:
@@ -158,8 +166,13 @@ def numbers(run: ContinualRun) -> list[Number]:
     return [figure for figure in found if figure]
 
 
+def _last(values: Array, run: ContinualRun) -> float:
+    """The value after the task learnt last, NaN where there is none: an earlier one would be another network's."""
+    return float(values[run.done - 1]) if run.done else float("nan")
+
+
 def _accuracy(run: ContinualRun) -> Number | None:
-    value = at_end(average_accuracy(run.network()))
+    value = _last(average_accuracy(run.network()), run)
     if not np.isfinite(value):
         return None
     within = at_end(average_accuracy(run.network("within")))
@@ -171,7 +184,7 @@ def _accuracy(run: ContinualRun) -> Number | None:
 
 
 def _forgotten(run: ContinualRun) -> Number | None:
-    value = at_end(forgetting_since_learnt(run.network()))
+    value = _last(forgetting_since_learnt(run.network()), run)
     if not np.isfinite(value):
         return None
     best, back = at_end(forgetting(run.network())), at_end(backward_transfer(run.network()))
@@ -187,7 +200,8 @@ def _worst(run: ContinualRun) -> Number | None:
     worst = int(np.nanargmax(moved))
     detail = f"layer {next(iter(run.layers))}: {points(moved[0])}"
     if np.isfinite(gone[worst]):
-        detail += f"; refitted, layer {list(run.layers)[worst]} lost {points(gone[worst])}"
+        what = "lost" if gone[worst] >= 0 else "gained"
+        detail += f"; refitted, layer {list(run.layers)[worst]} {what} {points(abs(gone[worst]))}"
     return Number(points(moved[worst]), f"drift of layer {list(run.layers)[worst]}, the most", detail)
 
 
@@ -205,7 +219,11 @@ def _brought_back(run: ContinualRun) -> Number | None:
     if found is None:
         return None
     blocks = [(found.extractor, 1, found.cut), (found.tunnel, found.cut + 1, found.layers)]
-    (more, *block), (less, *_) = blocks if found.extractor >= found.tunnel else blocks[::-1]
+    if not found.rule:  # the block that chose the cut comes first, though the other may bring back more
+        blocks.sort(key=lambda block: (block[0] < ENOUGH, block[2] - block[1]))
+    if found.rule or blocks[0][0] < ENOUGH:
+        blocks.sort(key=lambda block: -block[0])
+    (more, *block), (less, *_) = blocks
     where = f"the tunnel starts there by the {RULE_LABELS[found.rule]} rule" if found.rule else ""
     where = where or f"the smallest block from either end that brings {100 * ENOUGH:.0f} % back"
     if not found.rule and more < ENOUGH:

@@ -200,6 +200,7 @@ def _map(found: Map) -> Spec:
         "cells": {
             "rows": [escape(name) for name in found.rows],
             "columns": [escape(name) for name in found.columns],
+            "short": found.short_rows and [escape(name) for name in found.short_rows],
             "unit": found.unit,
             "se": None if found.se is None else [_list(line) for line in found.se],
         },

@@ -48,6 +48,7 @@
   const draw = (div) => {
     const { data, layout } = figures[div.dataset.figure];
     const traces = data.flatMap((trace) => (trace.band ? [bandOf(trace), trace] : [trace]));
+    const numbers = traces[0].cells?.short;
     for (const trace of traces) {
       if (trace.cells) trace.text = cellTexts(trace.z, trace.cells);
       delete trace.cells;
@@ -56,8 +57,11 @@
     if (narrow) fit(div, traces, layout);
     if (touch) {
       layout.dragmode = false;  // a finger on a plot scrolls the page
-      // names would leave a map no room: a tap on a cell says them
-      if (div.classList.contains("map")) layout.yaxis.showticklabels = false;
+      // names would leave a map no room: numbers do, and a tap on a cell says the name
+      if (div.classList.contains("map")) {
+        if (numbers) layout.yaxis.ticktext = layout.yaxis.tickvals.map((k) => numbers[k]);
+        else layout.yaxis.showticklabels = false;
+      }
     }
     Plotly.newPlot(div, traces, layout, config);
   };

@@ -102,7 +102,11 @@ def _chart(chart: Chart) -> Figure:
     if chart.y_range:
         axes.set_ylim(*chart.y_range)
     if chart.ticks:
-        axes.set_xticks(sorted({*axes.get_xticks(), *chart.ticks}))
+        places = {float(x) for each in chart.lines for x in each.x}
+        if places <= set(chart.ticks):  # every place has a name
+            axes.set_xticks(list(chart.ticks), [shorten(name, 22) for name in chart.ticks.values()])
+        else:
+            axes.set_xticks(sorted({*axes.get_xticks(), *chart.ticks}))
     for mark in chart.marks:
         axes.axvline(mark.x, color=INK, linewidth=1, linestyle=_DASHES[mark.dash], zorder=1)
         axes.annotate(
@@ -189,7 +193,8 @@ def _map(found: Map) -> Figure:
     axes.set_yticks(*found.ticks(found.rows, 25))
     axes.tick_params(length=0, **STYLE["tick"])
     axes.spines[:].set_visible(False)
-    title(axes, found.title, [])
+    # over the whole figure: a map of few columns is narrower than its title
+    made.suptitle(found.title, x=0.02, ha="left", **STYLE["title"])
     return made
 
 

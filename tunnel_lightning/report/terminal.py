@@ -75,11 +75,28 @@ def drawn(
         made.add_column(
             Text(each.head), justify="right" if each.right else "left", no_wrap=True, style=each.style
         )
-    cells = [[shorten(c, letters) if each.names else c for c in each.cells] for each in columns]
+    cells = [told_apart(each.cells, letters) if each.names else each.cells for each in columns]
     for k, line in enumerate(zip(*cells, strict=True)):
         # Text, not str: a layer's name may hold brackets, which are markup in rich.
         made.add_row(*map(Text, line), style=styles[k] if styles else None, end_section=k in ends)
     return made
+
+
+def told_apart(names: Sequence[str], letters: int) -> list[str]:
+    """Shorten names to so many letters, and to different ones: without the end that they share, where it takes that.
+
+    Example:
+        >>> told_apart(["layers.0.linear", "layers.11.linear"], 14), told_apart(["layers.0", "layers.1"], 8)
+        (['layers.0', 'layers.11'], ['layers.0', 'layers.1'])
+    """
+    short = [shorten(name, letters) for name in names]
+    if len(set(short)) == len(set(names)):
+        return short
+    parts = [name.split(".") for name in names]
+    most = min(map(len, parts)) - 1
+    same = next((k for k in range(most) if len({each[-1 - k] for each in parts}) > 1), most)
+    bare = [shorten(".".join(each[: len(each) - same]), letters) for each in parts]
+    return bare if len(set(bare)) > len(set(short)) else short
 
 
 def fitted(columns: Sequence[Column], console: Console, **look: Any) -> tuple[Table, list[Column]]:

@@ -211,7 +211,8 @@ class ContinualRun:
     def single_head(self) -> bool:
         """Whether one head answers for the classes of all tasks: within a task's own it may be right more often."""
         kind = self.about.get("kind", "class_incremental")
-        return kind == "class_incremental" and not self.about.get("multi_head")
+        one = kind == "class_incremental" and not self.about.get("multi_head")
+        return bool(self.about.get("single_head", one))
 
     @cached_property
     def done(self) -> int:

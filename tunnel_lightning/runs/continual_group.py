@@ -20,6 +20,7 @@ from tunnel_lightning.runs.continual import (
     load_continual,
     mean_and_deviation,
 )
+from tunnel_lightning.runs.files import run_id_of
 from tunnel_lightning.runs.schema import RunError
 
 SWEEP_FILE = "sweep.json"
@@ -53,6 +54,11 @@ class ContinualGroup:
     path: Path
     members: list[Member]
     notes: list[str]
+
+    @property
+    def id(self) -> str:
+        """``name/version_N``."""
+        return run_id_of(self.path)
 
     @cached_property
     def depths(self) -> dict[int, list[Member]]:

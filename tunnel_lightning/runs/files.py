@@ -23,6 +23,7 @@ _PACKAGES = (
     "torchvision",
     "torchmetrics",
     "numpy",
+    "avalanche-lib",
 )
 
 

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from tunnel_lightning.analysis.invert.recipe import Optimizer, Recipe, preset
+from tunnel_lightning.analysis.invert.recipe import Loss, Optimizer, Recipe, Units, preset
 from tunnel_lightning.analysis.options import GIB
 from tunnel_lightning.runs.lists import listed
 
 RecipeName = Literal["badger", "badger-sharp", "adam", "lbfgs"]
-SETTINGS = ("optimizer", "lr", "steps", "blur", "tv", "jitter", "clamp")
+SETTINGS = ("optimizer", "lr", "units", "steps", "loss", "blur", "tv", "jitter", "clamp")
 """Options that change a recipe; None leaves the recipe's own."""
 
 
@@ -33,7 +33,10 @@ class Options:
             (total variation, pixels kept in range) or lbfgs.
         optimizer: of the recipe: gradient, adam or lbfgs.
         lr: of the recipe: the step size.
+        units: of the recipe: what a plain step is taken in, of the input (as the paper's, whose network took
+            pixels as they are) or of pixels.
         steps: of the recipe: how many.
+        loss: of the recipe: l1 or l2.
         blur: of the recipe: whether a Gaussian blur follows each step.
         tv: of the recipe: weight of the total variation.
         jitter: of the recipe: pixels that the image is shifted by at random in each step.
@@ -70,7 +73,9 @@ class Options:
     recipe: RecipeName = "badger"
     optimizer: Optimizer | None = None
     lr: float | None = None
+    units: Units | None = None
     steps: int | None = None
+    loss: Loss | None = None
     blur: bool | None = None
     tv: float | None = None
     jitter: int | None = None
