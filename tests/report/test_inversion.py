@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from rich.console import Console
 
 from tunnel_lightning.report import write_report
 from tunnel_lightning.report.charts import Chart, Page, Pictures, Section, Strip, Table
-from tunnel_lightning.report.inversion import print_inversion, sections_of
+from tunnel_lightning.report.inversion import headline_of, print_inversion, sections_of
 from tunnel_lightning.report.page import html
 from tunnel_lightning.report.static import figure, write_figures
 from tunnel_lightning.runs import ProfileTable, RunError
-from tunnel_lightning.runs.inversion import load_inversion, verdicts, write_inversion
+from tunnel_lightning.runs.inversion import RECOVERED, Inversion, load_inversion, verdicts, write_inversion
 
 NAMES = ["layers.0.linear", "layers.5.linear", "layers.11.linear"]
 EVIL = '<b>"5"&%{x}'
@@ -231,3 +232,26 @@ def test_damage_is_said(tmp_path):
     (folder / "pictures.npz").write_bytes(b"no archive")
     with pytest.raises(RunError, match=r"pictures.npz can't be read as arrays"):
         sections_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("psnr", "said"),
+    [
+        ((30, 30, 30), "from every layer"),
+        ((9, 9, 9), "from no layer"),
+        ((30, 9, 9), "from layer 1 alone"),
+        ((9, 30, 9), "from layer 6 alone"),
+        ((30, 30, 9), "from layers 1 to 6"),
+        ((9, 30, 30), "from layers 6 and 12 only"),
+        ((30, 9, 30), "from layers 1 and 12 only"),
+    ],
+)
+def test_the_headline_names_the_layers_that_give_images_back(psnr, said):
+    verdicts = [RECOVERED if value > 20 else "not unique" for value in psnr]
+    summary = {
+        "layers": [{"index": index} for index in (1, 6, 12)],
+        "images": {"Glyphs": []},
+        "networks": {"trained": ""},
+        "verdicts": {"Glyphs": {"trained": verdicts}},
+    }
+    assert headline_of(Inversion(Path(), [], summary)) == f"After training images come back {said}"

@@ -73,12 +73,15 @@ def _up_to(recovered: list[bool], found: Inversion) -> str:
     numbers = [layer["index"] for layer in found.summary["layers"]]
     if all(recovered):
         return "from every layer"
-    count = recovered.index(False)
-    if not count:
-        return "from no layer" if not any(recovered) else f"not from layer {numbers[0]} on"
+    count = sum(recovered)
+    if count == 0:
+        return "from no layer"
+    those = [number for number, back in zip(numbers, recovered, strict=True) if back]
     if count == 1:
-        return f"from layer {numbers[0]} alone"
-    return f"from layers {numbers[0]} to {numbers[count - 1]}"
+        return f"from layer {those[0]} alone"
+    if all(recovered[:count]):
+        return f"from layers {those[0]} to {those[-1]}"
+    return f"from layers {', '.join(map(str, those[:-1]))} and {those[-1]} only"
 
 
 def _said(found: Inversion) -> str:

@@ -153,7 +153,7 @@ def _leaving(found: EarlyExits) -> Chart:
         y="%",
         y_range=(0.0, 100.0),
         ticks=dict(enumerate(names, 1)),
-        note="Easy images leave early and are answered right more often than those that go on.",
+        note="Exits from the first to the end of the network; right: of the images that leave there.",
     )
 
 

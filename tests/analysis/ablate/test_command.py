@@ -9,6 +9,7 @@ import torch
 from tunnel_lightning.analysis.ablate.command import command
 from tunnel_lightning.analysis.ablate.evaluate import Bench
 from tunnel_lightning.analysis.ablate.retrain import Retraining
+from tunnel_lightning.analysis.ablate.where import probed
 from tunnel_lightning.analysis.places import alone
 from tunnel_lightning.report import write_report
 from tunnel_lightning.runs.ablation import load_ablation
@@ -83,6 +84,19 @@ def test_a_run_without_a_profile_has_probes_fitted(run, capsys, monkeypatch):
     (run / "report.html").unlink()
     assert write_report(run / "ablate") == run / "report.html"  # nothing else to show
     assert "What a layer is needed for" in (run / "report.html").read_text()
+
+
+def test_probes_fitted_for_other_features_or_sets_are_fitted_again(run, monkeypatch):
+    fitted = []
+
+    def counting(*args):
+        fitted.append(args)
+        return probed(*args)
+
+    monkeypatch.setattr("tunnel_lightning.analysis.ablate.work.probed", counting)
+    for more in ([], [], ["--taps.pool=avg"], ["--ood=[Digits]"]):
+        command([str(run), *FEW, "--only=reset", *more])
+    assert len(fitted) == 3
 
 
 def test_a_run_without_its_first_weights_says_so(run):

@@ -134,7 +134,13 @@ def _subject(network):
 )
 def test_a_network_without_a_tunnel_is_not_cut(tmp_path, trimming, capsys, model, options, why):
     out = tmp_path / "trim"
-    for name in ("cut.onnx", "checkpoints/last.ckpt", "curve.csv", "trim.json"):  # of a former trim
+    for name in (
+        "cut.onnx",
+        "checkpoints/last.ckpt",
+        "curve.csv",
+        "trim.json",
+        "analysis/summary.json",
+    ):  # former
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text("old")
     summary = trimming(out, model, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -169,12 +169,13 @@ class Work:
         """Where the tunnel starts by each rule, and whence that is known."""
         rows, own, whence = told(self.subject)
         if not rows:
-            part = self._finish_part("where the tunnel starts", self._probe)
+            _, others = self.subject.sets()
+            settings = fingerprint(asdict(self.options.taps), [images_key(images) for images in others])
+            part = self._finish_part("where the tunnel starts", lambda: self._probe(others), settings)
             rows, own, whence = part.rows, self.own.name, "ridge probes fitted for this"
         return rules_of(rows, own), whence
 
-    def _probe(self) -> Part:
-        _, others = self.subject.sets()
+    def _probe(self, others: Sequence[ImageSet]) -> Part:
         return Part(probed(self.subject, self.own, others, self.options, self.fabric, self.progress))
 
     @cached_property

@@ -33,6 +33,9 @@ from tunnel_lightning.report import write_report
 from tunnel_lightning.report.progress import Bars
 from tunnel_lightning.report.trimming import print_trimming
 from tunnel_lightning.runs import NETWORK
+from tunnel_lightning.runs.ablation import ABLATION_FOLDER
+from tunnel_lightning.runs.analysis import ANALYSIS_FOLDER
+from tunnel_lightning.runs.inversion import INVERT_FOLDER
 from tunnel_lightning.runs.summaries import write_summary
 from tunnel_lightning.runs.trimming import (
     CURVE_FILE,
@@ -56,6 +59,8 @@ DESCRIPTION = (
     "keeps on test images, and writes the cut network into RUN/trim. Started again after an interruption it goes on."
 )
 WHAT = "a trim"
+OF_THE_CUT = (ANALYSIS_FOLDER, INVERT_FOLDER, ABLATION_FOLDER, TRIM_FOLDER)
+"""In the folder of a cut: what other commands found of it."""
 FRESH = ".new"
 """Among the parts: where files are written before they take their places."""
 
@@ -220,11 +225,13 @@ def fresh(folder: Path) -> Iterator[Path]:
 
 
 def take_places(beside: Path, folder: Path) -> None:
-    """Move the files to their places; what a former trim has and this one has not is removed.
+    """Move the files to their places; what a former trim has and this one has not is removed, its analysis too.
 
     The summary goes first and comes last, so that a folder with one is complete.
     """
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
+    for name in OF_THE_CUT:  # what was found of a network that is no longer there
+        shutil.rmtree(folder / name, ignore_errors=True)
     for name in (CURVE_FILE, *FILES, EXITS_FOLDER, SUMMARY_FILE):
         old, new = folder / name, beside / name
         if old.is_dir():
