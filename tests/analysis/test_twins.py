@@ -81,3 +81,9 @@ def test_a_backbone_is_left_as_it_is():
     twin, _ = untrained(subject_of(network))
     assert twin is not network
     assert torch.equal(network.head.weight, before)
+
+
+def test_first_weights_that_are_no_file_of_weights_are_said(run):
+    (run / INITIAL).write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"initial\.pt can't be read as weights|initial\.pt is refused"):
+        untrained(load_run_subject(run))

@@ -79,8 +79,8 @@ def test_a_run_without_one_has_no_section(tmp_path):
 def test_the_headline_says_what_it_can_and_cannot_do_without(run):
     assert headline(load_ablation(run)) == (
         "Resetting the tunnel (layer 3) takes accuracy from 90.0 % to 30.0 %; "
-        "of 3 layers 1 can't be reset alone (half of it is lost, or more) and 1 can for a point; "
-        "of 4 residual blocks 1 can't be deleted (half of it is lost, or more) and 2 can for a point; "
+        "half of it or more is lost at 1 of 3 layers reset alone, a point or less at 1; "
+        "half of it or more is lost at 1 of 4 residual blocks deleted, a point or less at 2; "
         "tunnel and head learnt again on the frozen extractor give 88.0 %"
     )
 

@@ -255,3 +255,15 @@ def test_the_headline_names_the_layers_that_give_images_back(psnr, said):
         "verdicts": {"Glyphs": {"trained": verdicts}},
     }
     assert headline_of(Inversion(Path(), [], summary)) == f"After training images come back {said}"
+
+
+def test_descents_that_came_near_nothing_tell_nothing(tmp_path):
+    summary = {
+        "layers": [{"index": 1}],
+        "images": {"Glyphs": []},
+        "networks": {"trained": ""},
+        "verdicts": {"Glyphs": {"trained": ["not reached"]}},
+        "recipe": "badger",
+    }
+    said = headline_of(Inversion(tmp_path, [], summary))
+    assert said == "No descent of badger came near a layer's output, which tells nothing of the layers"

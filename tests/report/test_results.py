@@ -61,3 +61,9 @@ def test_a_damaged_result_is_said(run):
     (run / "ablate" / "ablation.json").write_text("{")
     with pytest.raises(RunError, match=r"ablation\.json is not valid JSON .*: run ablate again"):
         write_report(run)
+
+
+def test_a_section_says_which_weights_it_is_of(run):
+    write_ablation(run / "ablate", [INTACT], {**SUMMARY, "checkpoint": "checkpoints/last.ckpt", "epoch": 20})
+    (section,) = sections_of(run)
+    assert section.text.endswith("Weights: last.ckpt, epoch 20.")

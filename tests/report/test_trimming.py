@@ -93,7 +93,7 @@ def test_the_headline_for_another_set(make):
     assert headline(found).endswith(
         "(layers.4.linear), for Digits: 95.1 % right instead of 77.3 % at 42 % of the FLOPs, 2.4x faster at batch 256"
     )
-    assert "better than the whole network (+17.8 points" in certificate(found)
+    assert "better than a head on the last layer (+17.8 points" in certificate(found)
     weak = SUMMARY["transfer"]["Digits"] | {"low": -0.01}
     assert "not certain to be better" in certificate(
         make(choice=found.summary["choice"], transfer={"Digits": weak})

@@ -42,14 +42,13 @@ def check_place(folder: Path, what: str, ours: Callable[[Path], bool], name: str
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give the {_noun(what)} a folder of its own (--out)")
     others = folder.is_dir() and any(path.name != PARTS_FOLDER for path in folder.iterdir())
-    if not others or ours(folder):
+    if not others or ours(folder) or any((folder / PARTS_FOLDER).glob("*.npz")):
         return
     if (folder / MANIFEST_FILE).exists():
         raise ValueError(
             f"{folder} is a run folder: choose another place for the {_noun(what)}, as {folder / name}"
         )
-    if not any((folder / PARTS_FOLDER).glob("*.npz")):
-        raise ValueError(f"{folder} holds something else than {what}: give it a folder of its own (--out)")
+    raise ValueError(f"{folder} holds something else than {what}: give it a folder of its own (--out)")
 
 
 @contextmanager

@@ -49,7 +49,7 @@ def headline(found: Ablation) -> str:
         >>> reset = row._replace(kind="reset", scope="layer", variant="initial")
         >>> rows = [row, reset._replace(layers="a", first=1, value=0.1), reset._replace(layers="b", first=2)]
         >>> headline(Ablation(Path(), rows, {"classes": 10}))
-        "Of 2 layers 1 can't be reset alone (half of it is lost, or more) and 1 can for a point"
+        'Half of it or more is lost at 1 of 2 layers reset alone, a point or less at 1'
     """
     whole, chance = found.intact(found.main), chance_of(found)
     if whole is None:
@@ -82,8 +82,8 @@ def _of_many(rows: Sequence[Effect], whole: Effect, chance: float, what: str, do
     if vital == len(rows):
         return f"none of {len(rows)} {what} can be {done} (half of it is lost, or more)"
     return (
-        f"of {len(rows)} {what} {vital or 'none'} can't be {done} (half of it is lost, or more) and {free or 'none'} "
-        "can for a point"
+        f"half of it or more is lost at {vital or 'none'} of {len(rows)} {what} {done}, a point or less at "
+        f"{free or 'none'}"
     )
 
 

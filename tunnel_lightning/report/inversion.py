@@ -11,7 +11,15 @@ from tunnel_lightning.report.charts import Item, Section, Table
 from tunnel_lightning.report.inversion_charts import NETWORKS, by_depth, by_step, networks, starts_of
 from tunnel_lightning.report.inversion_pictures import all_starts, films, made, near, others
 from tunnel_lightning.report.terminal import SHORT, Column, fitted
-from tunnel_lightning.runs.inversion import ALIKE, RECOVERED, Inversion, inversion_folder, load_inversion
+from tunnel_lightning.runs.inversion import (
+    ALIKE,
+    DIVERGED,
+    NOT_REACHED,
+    RECOVERED,
+    Inversion,
+    inversion_folder,
+    load_inversion,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,7 +68,11 @@ def sections_of(home: Path) -> list[Section]:
 
 def headline_of(found: Inversion) -> str:
     """Say up to which layer images come back, after training and before."""
-    said = {}
+    said: dict[str, str] = {}
+    verdicts = found.summary["verdicts"][found.sets[0]]["trained"]
+    if all(verdict in (NOT_REACHED, DIVERGED) for verdict in verdicts):
+        recipe = found.summary.get("recipe", "this recipe")
+        return f"No descent of {recipe} came near a layer's output, which tells nothing of the layers"
     for network in ("trained", "untrained"):
         if network in found.networks:
             verdicts = found.summary["verdicts"][found.sets[0]][network]

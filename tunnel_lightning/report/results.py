@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,24 @@ def sections_of(home: Path) -> list[Section]:
     Raises:
         RunError: a file can't be read.
     """
-    return [section for _, _, show in COMMANDS.values() for section in show(home)]
+    found = []
+    for find, load, show in COMMANDS.values():
+        if find(home) and (sections := show(home)):
+            first = sections[0]
+            found += [
+                replace(first, text=f"{first.text} {_whence(load(home).summary)}".strip()),
+                *sections[1:],
+            ]
+    return found
+
+
+def _whence(summary: Mapping[str, Any]) -> str:
+    """Which weights a result is of; empty where no file of weights was read."""
+    checkpoint = summary.get("checkpoint")
+    if not checkpoint:
+        return ""
+    epoch = f", epoch {summary['epoch']}" if summary.get("epoch") else ""
+    return f"Weights: {Path(str(checkpoint)).name}{epoch}."
 
 
 def notes_of(home: Path) -> list[str]:

@@ -51,11 +51,11 @@ def certificate(found: Trimming) -> str:
         each = (found.summary.get("transfer") or {}).get(choice.get("set")) or {}
         if not each:
             return ""
-        more = f"{_gain(each)} over the last layer, 95 % interval {_gains(each)}"
+        more = f"{_gain(each)}, 95 % interval {_gains(each)}"
         sure = (
-            "better than the whole network"
+            "better than a head on the last layer"
             if each["low"] > 0
-            else "not certain to be better than the whole network"
+            else "not certain to be better than a head on the last layer"
         )
         return f"Certificate: on {number(each['n'])} test images of {choice['set']} it is {sure} ({more})."
     if not kept:

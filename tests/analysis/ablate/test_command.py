@@ -99,6 +99,13 @@ def test_probes_fitted_for_other_features_or_sets_are_fitted_again(run, monkeypa
     assert len(fitted) == 3
 
 
+def test_a_torn_checkpoint_is_left_out_and_named(run):
+    torn = next(path for path in (run / "checkpoints").glob("epoch=*.ckpt"))
+    torn.write_bytes(torn.read_bytes()[:200])
+    command([str(run), *FEW, "--only=reset,rewind", "--tunnel=3"])
+    assert f"{torn.name} can't be read, so nothing is rewound to it" in load_ablation(run).summary["notes"]
+
+
 def test_a_run_without_its_first_weights_says_so(run):
     (run / "initial.pt").unlink()
     command([str(run), *FEW, "--only=reset", "--tunnel=2"])

@@ -151,6 +151,20 @@ def test_a_network_without_a_tunnel_is_not_cut(tmp_path, trimming, capsys, model
     assert "no tunnel to cut: " in capsys.readouterr().out
 
 
+def test_a_trim_that_was_killed_while_its_files_took_their_places_is_done_again(tmp_path, trimming):
+    out = tmp_path / "trim"
+    trimming(out, keep=0.9)
+    (out / "trim.json").unlink()
+    (out / "manifest.json").write_text("{}")
+    assert trimming(out, keep=0.9)["kind"] == "trim"
+
+
+def test_exits_at_layers_that_are_not_there_are_refused_before_anything_is_measured(tmp_path, trimming):
+    with pytest.raises(ValueError, match="nope"):
+        trimming(tmp_path / "trim", keep=0.9, exits="nope")
+    assert not (tmp_path / "trim").exists()
+
+
 def test_interrupted_it_goes_on_where_it_stopped(tmp_path, light, trimming, monkeypatch):
     once, heads = tmp_path / "once", []
     trimming(once, ood=[TURNED], keep=0.9)

@@ -63,11 +63,11 @@ def is_ours(folder: Path) -> bool:
     return ablation_folder(folder) == folder
 
 
-def show(folder: Path, page: Path, seconds: float, console: Console | None = None) -> None:
-    """Print what came out, and where the page is."""
+def show(folder: Path, seconds: float, console: Console | None = None) -> None:
+    """Print what came out, write the page, and say where it is."""
     console = console or Console()
     print_ablation(load_ablation(folder), console)
-    console.print(Text(f"report       {page}"), soft_wrap=True)
+    console.print(Text(f"report       {write_report(folder)}"), soft_wrap=True)
     console.print(Text(f"time         {seconds // 60:.0f} min {seconds % 60:.0f} s"))
 
 
@@ -85,4 +85,4 @@ def command(argv: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", ".*LeafSpec")
     start = time.perf_counter()
     folder = ablate(*parse(argv, "ablate", DESCRIPTION, Options))
-    show(folder, write_report(folder), time.perf_counter() - start)
+    show(folder, time.perf_counter() - start)

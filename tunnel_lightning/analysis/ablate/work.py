@@ -37,6 +37,7 @@ from tunnel_lightning.analysis.weights import (
     epochs_done,
     load_weights,
     read_run_checkpoint,
+    torn_in,
 )
 from tunnel_lightning.runs import package_versions
 from tunnel_lightning.runs.ablation import Effect
@@ -226,6 +227,8 @@ class Work:
         if not self.options.wants("rewind"):
             return {}
         found: dict[str, Path] = {}
+        for path in torn_in(run) if run is not None else ():
+            self.note(f"{path.name} can't be read, so nothing is rewound to it")
         for path in checkpoints_of(run) if run is not None else ():
             state = read_run_checkpoint(path)
             if int(state["global_step"]) < step:

@@ -282,9 +282,9 @@ def command(argv: Sequence[str]) -> None:
     start = time.perf_counter()
     asked, options = parse(argv, COMMAND, DESCRIPTION, Options, taps=False)
     folder = invert_network(asked, options)
-    page, console = write_report(folder), Console()
+    console = Console()
     print_inversion(load_inversion(folder), console)
     console.print(Text(f"inversion    {folder}"), soft_wrap=True)
-    console.print(Text(f"report       {page}"), soft_wrap=True)
+    console.print(Text(f"report       {write_report(folder)}"), soft_wrap=True)
     seconds = time.perf_counter() - start
     console.print(Text(f"time         {seconds // 60:.0f} min {seconds % 60:.0f} s"))

@@ -23,7 +23,7 @@ from tunnel_lightning.analysis.sets import ImageSet
 from tunnel_lightning.analysis.store import Store
 from tunnel_lightning.analysis.trim.choose import Choice, choose_for, choose_keeping, place_of
 from tunnel_lightning.analysis.trim.curve import Found, columns_of, find
-from tunnel_lightning.analysis.trim.exits import fit_exits
+from tunnel_lightning.analysis.trim.exits import check_exits, fit_exits
 from tunnel_lightning.analysis.trim.export import FILES
 from tunnel_lightning.analysis.trim.heads import with_validation
 from tunnel_lightning.analysis.trim.options import Options
@@ -120,6 +120,8 @@ def trim(asked: Asked, options: Options) -> Path:
         with Context(subject, own, others, options.measured, asked.fabric(), bars) as context:
             layers = [tap.name for tap in context.taps.layers]
             by_hand = None if options.layer is None else place_of(options.layer, layers)
+            if options.exits is not None:
+                check_exits(context, options.exits)
             bars(f"trimming {subject.title} on {own.name}", 0, 0)
             with alone(folder, WHAT):
                 _work(context, asked, folder, options, by_hand)

@@ -45,6 +45,25 @@ SINGLES = 32
 """Images that are answered one by one where latency is measured: an easy one takes less than a hard one."""
 
 
+def check_exits(context: Context, layers: str | Sequence[str] = AUTO) -> None:
+    """Refuse exits that can't be had, before anything is measured.
+
+    Raises:
+        ValueError: no such layer, a network that is none of the package's, or one whose outputs are not the set's
+            classes.
+    """
+    subject = context.subject
+    if not isinstance(subject.network, Backbone):
+        raise ValueError(
+            f"exits need a network that a checkpoint can make again, and {type(subject.network).__name__} is no "
+            "Backbone of this package: train it as one, for example as `Named`"
+        )
+    if not subject.matches:
+        raise ValueError(f"exits need a network whose outputs are the classes of {context.own.name}")
+    if layers != AUTO:
+        _named(layers, [tap.name for tap in context.taps.layers if _is_module(subject.network, tap.module)])
+
+
 def fit_exits(
     context: Context,
     heads: Mapping[str, LinearHead],
@@ -75,14 +94,9 @@ def fit_exits(
             outputs are not the set's classes.
     """
     subject = context.subject
+    check_exits(context, layers)
     network = subject.network
-    if not isinstance(network, Backbone):
-        raise ValueError(
-            f"exits need a network that a checkpoint can make again, and {type(network).__name__} is no Backbone of "
-            "this package: train it as one, for example as `Named`"
-        )
-    if not subject.matches:
-        raise ValueError(f"exits need a network whose outputs are the classes of {context.own.name}")
+    assert isinstance(network, Backbone)
     names = [tap.name for tap in context.taps.layers if tap.name in heads and _is_module(network, tap.module)]
     if not names:
         raise ValueError("exits need a head at one layer at least")

@@ -98,7 +98,7 @@ def _figures(found: Trimming, taken: Taken, line: int) -> list[dict[str, str]]:
     other = found.summary["transfer"].get(taken.images.name)
     rows = {
         "cut": (line, cut["accuracy"], cut["flops"], cut["parameters"]),
-        "whole network": (
+        "whole network" if other is None else "whole network, with such a head on its last layer": (
             -1,
             other["last"] if other else whole["accuracy"],
             whole["flops"],
