@@ -311,7 +311,7 @@ def test_two_processes_give_the_figures_of_one(run):
     options = ["--device=cpu", f"--measures={names}", "--sample=300", "--fit_images=700", "--ckpt=all"]
     two = python("analyze", str(run), *options, "--processes=2", f"--out={run.parent / 'two'}")
     assert main(["analyze", str(run), *options, f"--out={run.parent / 'one'}"]) == 0
-    out, err = two.communicate(timeout=120)
+    out, err = two.communicate(timeout=240)
     assert two.returncode == 0, err
     assert out.count("95 % rule") == 1, "one of them speaks"
     assert err.count("analysing") == 1

@@ -24,7 +24,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(run):
     while started.poll() is None and not (folder / "transfer-Glyphs.npz").exists():
         time.sleep(0.05)
     started.send_signal(signal.SIGINT)
-    _, err = started.communicate(timeout=60)
+    _, err = started.communicate(timeout=240)
     assert started.returncode == 130, err
     assert f"interrupted: finished parts are kept in {folder}, and the same command goes on" in " ".join(
         err.split()
@@ -194,7 +194,7 @@ def test_an_unexpected_error_is_not_hidden(run, monkeypatch):
 @pytest.mark.slow
 def test_a_mistake_is_said_by_one_of_two_processes(run):
     done = python("analyze", str(run), "--processes=2", "--taps.layers=blub", "--device=cpu")
-    out, err = done.communicate(timeout=120)
+    out, err = done.communicate(timeout=240)
     assert (done.returncode, out) == (2, "")
     assert err.count("error:") == 1
     assert "Traceback" not in err
