@@ -11,8 +11,9 @@ from tunnel_lightning import Classifier
 from tunnel_lightning.__main__ import main
 from tunnel_lightning.analysis.asked import Asked
 from tunnel_lightning.analysis.sets import ImageSet
-from tunnel_lightning.analysis.trim import command, curve, taken
+from tunnel_lightning.analysis.trim import command, curve, taken, written
 from tunnel_lightning.analysis.trim.command import trim
+from tunnel_lightning.analysis.trim.export import Exported
 from tunnel_lightning.analysis.trim.options import Options
 from tunnel_lightning.analysis.trim.tune import Recipe, tune
 from tunnel_lightning.runs.trimming import load_trimming
@@ -163,6 +164,19 @@ def test_exits_at_layers_that_are_not_there_are_refused_before_anything_is_measu
     with pytest.raises(ValueError, match="nope"):
         trimming(tmp_path / "trim", keep=0.9, exits="nope")
     assert not (tmp_path / "trim").exists()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_graphs_take_pixels_where_asked(tmp_path, trimming, monkeypatch, asked):
+    told = []
+
+    def noted(*args, normalise, **options):
+        told.append(normalise)
+        return Exported([], {}, [])
+
+    monkeypatch.setattr(written, "write_network", noted)
+    trimming(tmp_path / "trim", keep=0.9, raw_pixels=asked)
+    assert told == [asked]
 
 
 def test_interrupted_it_goes_on_where_it_stopped(tmp_path, light, trimming, monkeypatch):

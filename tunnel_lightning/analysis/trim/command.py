@@ -140,7 +140,7 @@ def _work(context: Context, asked: Asked, folder: Path, options: Options, by_han
         if taken is not None:
             own = taken.images is context.own and asked.data is None
             summary["files"], notes = write_taken(
-                context, taken, Trimming(beside, read_curve(beside), summary), own
+                context, taken, Trimming(beside, read_curve(beside), summary), own, options.raw_pixels
             )
             summary["notes"] += notes
         if options.exits is not None:

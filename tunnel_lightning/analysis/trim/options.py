@@ -35,6 +35,8 @@ class Options:
         tune_lr: learning rate of that; by default a tenth of the one that the network was trained with.
         exits: make a network with heads at several layers, too, which easy images leave early: auto, or layers by
             name or number with commas between.
+        raw_pixels: the exported graphs take pixels from 0 to 1 and normalise them, where they else take images as the
+            data gives them.
         fit_images: training images of each set that heads are fitted on; None for all.
         eval_images: validation and test images of each set; None for all.
         sample: training images of the logistic heads at most.
@@ -59,6 +61,7 @@ class Options:
     tune_epochs: int = 0
     tune_lr: float | None = None
     exits: str | None = None
+    raw_pixels: bool = False
     fit_images: int | None = None
     eval_images: int | None = None
     sample: int | None = None

@@ -39,7 +39,7 @@ ABOUT = {
 
 
 def write_taken(
-    context: Context, taken: Taken, found: Trimming, config: bool
+    context: Context, taken: Taken, found: Trimming, config: bool, raw_pixels: bool = False
 ) -> tuple[dict[str, str], list[str]]:
     """Write the cut network into the folder of a trim.
 
@@ -48,6 +48,7 @@ def write_taken(
         taken: the network.
         found: what the card says of it.
         config: whether the run's config holds for it: it tells the classes of the run's own data.
+        raw_pixels: whether the exported graphs take pixels and normalise them.
 
     Returns:
         What each file is, by name, and notes on what is not written.
@@ -62,6 +63,7 @@ def write_taken(
         read_config(subject.run) if config and subject.run is not None else None,
         subject.step,
         subject.epoch,
+        normalise=raw_pixels,
     )
     names = [path.relative_to(folder).as_posix() for path in done.files]
     return {name: ABOUT[name] for name in names}, done.notes
