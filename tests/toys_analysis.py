@@ -1,6 +1,7 @@
 """A small trained network with its images, and settings and ways to ask, for the tests of the analysis."""
 
 import os
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -71,10 +72,15 @@ def files(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+def heed_ctrl_c() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would all that it starts in turn."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def python(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     """The command line in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     return subprocess.Popen(
         [sys.executable, "-m", "tunnel_lightning", *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heed_ctrl_c, **options,
     )  # fmt: skip

@@ -86,7 +86,9 @@ def test_what_is_asked_by_hand_is_done(tmp_path, light, trimming):
 def test_for_another_set_the_head_is_for_its_classes(tmp_path, trimming, monkeypatch):
     kept = []
     monkeypatch.setattr(
-        command, "write_taken", lambda context, taken, found, own: (kept.append((taken, own)), ({}, []))[1]
+        command,
+        "write_taken",
+        lambda context, taken, found, own, *_: (kept.append((taken, own)), ({}, []))[1],
     )
     summary = trimming(tmp_path / "trim", ood=[TURNED], for_set="turned")
     (found, config), told = kept[0], summary["transfer"]["Turned"]
@@ -225,7 +227,7 @@ def test_latencies_are_kept_too(tmp_path, light, trimming, monkeypatch):
 def test_tuned_weights_are_written_only_where_they_are_better(tmp_path, light, trimming, monkeypatch):
     kept = []
     monkeypatch.setattr(
-        command, "write_taken", lambda context, taken, found, own: (kept.append(taken), ({}, []))[1]
+        command, "write_taken", lambda context, taken, found, own, *_: (kept.append(taken), ({}, []))[1]
     )
     out = tmp_path / "trim"
     tuned = trimming(out, layer="2", tune_epochs=2, tune_lr=0.05)["tuned"]
